@@ -1,0 +1,1 @@
+"""Growthlaw's regression of growth timing and growth factor: tables in, values out; numpy, scipy and pandas only."""
