@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import itertools
 import json
 import math
 import os
@@ -36,6 +37,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 CONTRACT_VERSION = 1
+# Names of corpora, cohorts and designs: they become file names, so they cannot leave a folder.
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 # Bumped by any change that alters the numbers a spec produces; stored with every run.
 ENGINE_NUMERICS_VERSION = 1
 
@@ -67,9 +70,17 @@ class ExitCode(enum.IntEnum):
     PAUSED = 75
 
 
+class SpecError(ValueError):
+    """A field of a spec is wrong; ``field`` names it, the message also the limit and the mend."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field = field
+
+
 def _require(condition: bool, field: str, value: object, limit: str, mend: str) -> None:
     if not condition:
-        raise ValueError(f"{field} is {value!r}, but {limit}; {mend}")
+        raise SpecError(field, f"is {value!r}, but {limit}; {mend}")
 
 
 def _require_positive(owner: object, *fields: str) -> None:
@@ -99,20 +110,31 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         _require_positive(
-            self, "num_layers", "hidden_size", "num_heads", "num_kv_heads", "intermediate_size", "vocab_size",
+            self,
+            "num_layers",
+            "hidden_size",
+            "num_heads",
+            "num_kv_heads",
+            "intermediate_size",
+            "vocab_size",
             "context_length",
         )
         _require(
             self.family == "llama", "family", self.family, "this engine trains 'llama' only", "set family to 'llama'"
         )
         _require(
-            self.hidden_size % (2 * self.num_heads) == 0, "hidden_size", self.hidden_size,
+            self.hidden_size % (2 * self.num_heads) == 0,
+            "hidden_size",
+            self.hidden_size,
             f"it must be a multiple of 2 x num_heads ({2 * self.num_heads}) for rotary heads",
             "change hidden_size or num_heads",
         )
         _require(
-            self.num_heads % self.num_kv_heads == 0, "num_kv_heads", self.num_kv_heads,
-            f"it must divide num_heads ({self.num_heads})", "use a divisor",
+            self.num_heads % self.num_kv_heads == 0,
+            "num_kv_heads",
+            self.num_kv_heads,
+            f"it must divide num_heads ({self.num_heads})",
+            "use a divisor",
         )
 
 
@@ -128,12 +150,13 @@ class GrowthSpec:
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_base_layers", "growth_timing_tokens")
+        _require(self.operator == "direct", "operator", self.operator, "only 'direct' is supported", "use 'direct'")
         _require(
-            self.operator == "direct", "operator", self.operator, "only 'direct' is supported", "use 'direct'"
-        )
-        _require(
-            self.optimizer_state_policy in ("reset", "copy"), "optimizer_state_policy", self.optimizer_state_policy,
-            "it must be 'reset' or 'copy'", "use one of them",
+            self.optimizer_state_policy in ("reset", "copy"),
+            "optimizer_state_policy",
+            self.optimizer_state_policy,
+            "it must be 'reset' or 'copy'",
+            "use one of them",
         )
 
 
@@ -164,11 +187,14 @@ class TrainingSpec:
         if self.base_peak_lr is not None:
             _require_positive(self, "base_peak_lr")
         _require(
-            self.schedule in ("wsd", "cosine"), "schedule", self.schedule, "it must be 'wsd' or 'cosine'",
+            self.schedule in ("wsd", "cosine"),
+            "schedule",
+            self.schedule,
+            "it must be 'wsd' or 'cosine'",
             "use one of them",
         )
         _require(
-            0 <= self.warmup_tokens, "warmup_tokens", self.warmup_tokens, "it must not be negative", "use 0 or more"
+            self.warmup_tokens >= 0, "warmup_tokens", self.warmup_tokens, "it must not be negative", "use 0 or more"
         )
         for field in ("decay_fraction", "final_lr_fraction"):
             value = getattr(self, field)
@@ -177,7 +203,10 @@ class TrainingSpec:
             value = getattr(self, field)
             _require(0 <= value < 1, field, value, "it must lie in [0, 1)", "use 0.9 and 0.95 if unsure")
         _require(
-            0 <= self.weight_decay < math.inf, "weight_decay", self.weight_decay, "it must be finite and not negative",
+            0 <= self.weight_decay < math.inf,
+            "weight_decay",
+            self.weight_decay,
+            "it must be finite and not negative",
             "use 0.1 if unsure",
         )
 
@@ -220,7 +249,10 @@ class Spec:
 
     def __post_init__(self) -> None:
         _require(
-            self.version == CONTRACT_VERSION, "version", self.version, f"this engine reads {CONTRACT_VERSION}",
+            self.version == CONTRACT_VERSION,
+            "version",
+            self.version,
+            f"this engine reads {CONTRACT_VERSION}",
             "run it with the engine of the service that wrote it",
         )
         _require_positive(self, "num_threads", "checkpoint_every_tokens")
@@ -231,16 +263,55 @@ class Spec:
             self.precision in ("fp32", "bf16"), "precision", self.precision, "it must be fp32 or bf16", "use 'fp32'"
         )
         _require(
-            self.training.tokens >= self.batch_tokens, "training.tokens", self.training.tokens,
-            f"one batch is {self.batch_tokens} tokens", "raise the token budget or shrink the batch",
+            self.training.tokens >= self.batch_tokens,
+            "training.tokens",
+            self.training.tokens,
+            f"one batch is {self.batch_tokens} tokens",
+            "raise the token budget or shrink the batch",
         )
         if self.growth is not None:
             _require(
-                self.growth.growth_timing_tokens >= self.batch_tokens, "growth.growth_timing_tokens",
-                self.growth.growth_timing_tokens, f"one batch is {self.batch_tokens} tokens",
+                self.growth.growth_timing_tokens >= self.batch_tokens,
+                "growth.growth_timing_tokens",
+                self.growth.growth_timing_tokens,
+                f"one batch is {self.batch_tokens} tokens",
                 "grow later or shrink the batch",
             )
             source_layers(self.growth.order, self.growth.num_base_layers, self.model.num_layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSpec:
+    """One corpus preparation: documents -> tokenizer -> token shards in ``corpus_dir``.
+
+    ``sources`` are files or folders of .txt, .jsonl, .parquet; empty means the corpus that ships with the package.
+    """
+
+    run_id: str
+    name: str
+    corpus_dir: str
+    sources: tuple[str, ...] = ()
+    vocab_size: int = 1024
+    tokenizer: str | None = None
+    text_column: str = "text"
+    validation_fraction: float = 0.05
+    version: int = CONTRACT_VERSION
+
+    def __post_init__(self) -> None:
+        _require(
+            257 <= self.vocab_size <= 1_000_000,
+            "vocab_size",
+            self.vocab_size,
+            "a byte-level vocabulary holds 256 bytes and an end-of-text mark, and at most 1,000,000 tokens",
+            "choose 257 or more",
+        )
+        _require(
+            0 < self.validation_fraction <= 0.5,
+            "validation_fraction",
+            self.validation_fraction,
+            "it must lie in (0, 0.5]",
+            "hold out 0.05 if unsure",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,9 +336,9 @@ class EventLine:
     seq: int
     time: str
     event: str
-    phase: Phase
-    tokens: int
     message: str
+    phase: Phase | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,7 +375,10 @@ def source_layers(order: str, num_base_layers: int, num_target_layers: int) -> t
     """
     L, L_target = num_base_layers, num_target_layers
     _require(
-        0 < L < L_target, "num_base_layers", L, f"it must be below the target's {L_target} layers",
+        0 < L < L_target,
+        "num_base_layers",
+        L,
+        f"it must be below the target's {L_target} layers",
         "choose a shallower base",
     )
     if order == "stack":
@@ -315,20 +389,23 @@ def source_layers(order: str, num_base_layers: int, num_target_layers: int) -> t
         try:
             layers = tuple(int(part) for part in order.removeprefix("list:").split(","))
         except ValueError:
-            raise ValueError(f"order is {order!r}, but a list holds integers; write list:0,1,0,1") from None
+            raise SpecError("order", f"is {order!r}, but a list holds integers; write list:0,1,0,1") from None
         _require(len(layers) == L_target, "order", order, f"it must name {L_target} layers", "name one a target layer")
         _require(
-            all(0 <= layer < L for layer in layers), "order", order, f"the base has layers 0 to {L - 1}",
+            all(0 <= layer < L for layer in layers),
+            "order",
+            order,
+            f"the base has layers 0 to {L - 1}",
             "use indices that exist",
         )
     else:
-        raise ValueError(f"order is {order!r}, but known orders are stack, interpose and list:...; use one of them")
+        raise SpecError("order", f"is {order!r}, but known orders are stack, interpose and list:...; use one of them")
     return layers
 
 
 def connection_rate(layers: tuple[int, ...]) -> float:
     """Share of the target's neighbour links that the base had (R_c, arXiv 2405.15319, appendix on how to stack)."""
-    links = list(zip(layers[:-1], layers[1:], strict=True))
+    links = list(itertools.pairwise(layers))
     return sum(after == before + 1 for before, after in links) / len(links) if links else 1.0
 
 
@@ -361,14 +438,18 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         if value is None and type(None) in hint.__args__:
             return None
         (hint,) = [arg for arg in hint.__args__ if arg is not type(None)]
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{where} is {value!r}, but it must be a list")
+        return tuple(_convert(hint.__args__[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if typing.get_origin(hint) is Literal:
-        if value not in hint.__args__:
+        if not isinstance(value, str) or value not in hint.__args__:
             raise ValueError(f"{where} is {value!r}, but it must be one of {', '.join(map(repr, hint.__args__))}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -401,6 +482,11 @@ def fsync_dir(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_corpus_spec(run_dir: Path) -> CorpusSpec:
+    """The corpus preparation's spec, checked; errors as :func:`read_spec`."""
+    return from_dict(CorpusSpec, _read_json(run_dir / SPEC_FILE))
 
 
 def read_spec(run_dir: Path) -> Spec:

@@ -1,0 +1,243 @@
+"""`POST /grow`: start a growth run, and its controls at equal FLOPs, on the attached workers."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Body, Header
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.jobs import Job
+from app.api.problems import Problem, responses
+from app.api.service import Service, ServiceDep
+from app.contract import NAME_PATTERN, EvaluationSpec, ModelSpec, Spec, SpecError, TrainingSpec
+from app.corpus.shards import Manifest
+from app.jobs.design import GrowthDesign, arm_spec, total_flops, total_tokens
+from app.jobs.queue import CohortMismatch, enqueue_arms
+from app.store import jobs as job_store
+from app.store.ids import new_id
+from fitting.flops import flops_per_token, non_embedding_params
+
+router = APIRouter(tags=["jobs"])
+
+# fp32 weights with two moments, twice (two checkpoints are kept), and two exports of the weights.
+BYTES_A_PARAMETER = 4 * 3 * 2 + 4 * 2
+BYTES_OF_LOGS = 50_000_000
+
+
+class TargetModelBody(BaseModel):
+    """The target's shape (Llama family); its vocabulary is the corpus's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    num_layers: int = Field(ge=1, le=1000)
+    hidden_size: int = Field(ge=2, le=65_536)
+    num_heads: int = Field(ge=1, le=1024)
+    num_kv_heads: int | None = Field(default=None, ge=1, le=1024, description="num_heads where left out")
+    intermediate_size: int = Field(ge=1, le=1_000_000)
+    context_length: int = Field(ge=2, le=1_000_000)
+    tie_embeddings: bool = False
+
+
+class TrainingBody(BaseModel):
+    """How every arm is trained; lengths are tokens. `base_peak_lr` is the base phase's, `peak_lr` where left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    peak_lr: float = Field(gt=0, le=10, allow_inf_nan=False)
+    base_peak_lr: float | None = Field(default=None, gt=0, le=10, allow_inf_nan=False)
+    batch_sequences: int = Field(default=8, ge=1, le=1_000_000)
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    warmup_tokens: int = Field(default=0, ge=0, le=10**15)
+    decay_fraction: float = Field(default=0.2, ge=0, le=1)
+    final_lr_fraction: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.1, ge=0, le=10, allow_inf_nan=False)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    gradient_clip: float = Field(default=1.0, gt=0, le=1e6, allow_inf_nan=False)
+
+
+class GrowBody(BaseModel):
+    """A growth design: grow a base of `num_layers / growth_factor` layers after `growth_timing_tokens`.
+
+    `token_budget` is what the target would see from scratch; it fixes the FLOPs that each arm gets.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "pilot", "cohort": "demo", "corpus": "demo", "growth_factor": 4,
+                    "growth_timing_tokens": 1_200_000, "token_budget": 2_000_000, "controls": ["scratch", "base_only"],
+                    "target_model": {
+                        "num_layers": 8, "hidden_size": 64, "num_heads": 2, "intermediate_size": 176,
+                        "context_length": 128,
+                    },
+                    "training": {"peak_lr": 4e-3, "warmup_tokens": 50_000},
+                }
+            ]
+        },
+    )  # fmt: skip
+
+    name: str = Field(default="growth", pattern=NAME_PATTERN)
+    cohort: str = Field(default="default", pattern=NAME_PATTERN)
+    corpus: str = Field(pattern=NAME_PATTERN)
+    target_model: TargetModelBody
+    growth_factor: float = Field(gt=1, le=1000, description="target layers / base layers; must give whole layers")
+    growth_timing_tokens: int = Field(gt=0, le=10**15, description="tokens the base sees before it is grown")
+    token_budget: int = Field(gt=0, le=10**15, description="tokens a from-scratch run of the target would get")
+    controls: list[Literal["scratch", "base_only"]] = Field(
+        default=[], max_length=2, description="runs to compare with at equal FLOPs"
+    )
+    order: str = Field(default="stack", max_length=10_000)
+    optimizer_state_policy: Literal["reset", "copy"] = "reset"
+    training: TrainingBody
+    evaluation_every_tokens: int | None = Field(default=None, gt=0, description="a 40th of the budget where left out")
+    num_validation_windows: int = Field(default=64, ge=1, le=100_000)
+    checkpoint_every_tokens: int | None = Field(default=None, gt=0, description="a 10th of the budget where left out")
+    init_seed: int = Field(default=0, ge=0, lt=2**31)
+    data_seed: int = Field(default=0, ge=0, lt=2**31)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    priority: int = Field(default=0, ge=-1000, le=1000)
+
+
+class Arm(BaseModel):
+    """One run of a design and what it will cost."""
+
+    role: Literal["grown", "scratch", "base_only"]
+    job: Job
+    compute_flops: float
+    tokens: int = Field(description="tokens read, all phases together")
+
+
+class Growth(BaseModel):
+    group_id: str
+    budget_flops: float
+    arms: list[Arm]
+    warnings: list[str]
+
+
+@contextlib.contextmanager
+def _pointing_at(pointer: str) -> Iterator[None]:
+    try:
+        yield
+    except SpecError as error:
+        raise Problem.field(f"{pointer}/{error.field.rsplit('.')[-1]}", str(error)) from None
+
+
+def _design(body: GrowBody, service: Service, manifest: Manifest) -> GrowthDesign:
+    with _pointing_at("/target_model"):
+        shape = body.target_model.model_dump()
+        shape["num_kv_heads"] = shape["num_kv_heads"] or shape["num_heads"]
+        target = ModelSpec(**shape, vocab_size=manifest.vocab_size)
+    num_base_layers = round(target.num_layers / body.growth_factor)
+    if num_base_layers < 1 or abs(num_base_layers * body.growth_factor - target.num_layers) > 1e-6:
+        factors = [target.num_layers // k for k in range(1, target.num_layers) if target.num_layers % k == 0]
+        raise Problem.field(
+            "/growth_factor",
+            f"growth_factor is {body.growth_factor:g}, but {target.num_layers} layers / growth_factor must be a whole "
+            f"number of base layers; use one of {sorted(factors)}",
+        )
+    with _pointing_at("/training"):
+        training = TrainingSpec(**body.training.model_dump(), tokens=body.token_budget)
+    return GrowthDesign(
+        name=body.name,
+        cohort=body.cohort,
+        corpus=body.corpus,
+        corpus_dir=str((service.settings.corpora_dir / body.corpus).resolve()),
+        target_model=target,
+        num_base_layers=num_base_layers,
+        growth_timing_tokens=body.growth_timing_tokens,
+        token_budget=body.token_budget,
+        training=training,
+        order=body.order,
+        optimizer_state_policy=body.optimizer_state_policy,
+        evaluation=EvaluationSpec(
+            every_tokens=body.evaluation_every_tokens or max(1, body.token_budget // 40),
+            num_windows=body.num_validation_windows,
+        ),
+        init_seed=body.init_seed,
+        data_seed=body.data_seed,
+        device=body.device,
+        precision=body.precision,
+        checkpoint_every_tokens=body.checkpoint_every_tokens or max(1, body.token_budget // 10),
+    )
+
+
+def _check_disk(service: Service, specs: Sequence[Spec]) -> None:
+    needed = sum(
+        BYTES_A_PARAMETER * (non_embedding_params(spec.model) + 2 * spec.model.vocab_size * spec.model.hidden_size)
+        + BYTES_OF_LOGS
+        for spec in specs
+    )
+    free = shutil.disk_usage(service.settings.data_dir).free
+    if free < needed:
+        raise Problem(
+            507,
+            f"the data directory {service.settings.data_dir} has {free / 1e9:.2f} GB free, but checkpoints and exports "
+            f"of this design need about {needed / 1e9:.2f} GB; free some space or serve another --data-dir",
+        )
+
+
+def _warnings(specs: Sequence[Spec], manifest: Manifest) -> list[str]:
+    available = manifest.splits["train"].num_tokens
+    return [
+        f"{spec.name} reads {total_tokens(spec):,} tokens of a corpus of {available:,}: "
+        f"{total_tokens(spec) / available:.1f} epochs, so some text is seen again"
+        for spec in specs
+        if total_tokens(spec) > available
+    ]
+
+
+@router.post("/grow", status_code=202, responses=responses(409, 422, 507))
+def post_grow(
+    body: Annotated[GrowBody, Body()],
+    service: ServiceDep,
+    idempotency_key: Annotated[
+        str | None, Header(max_length=200, description="the same key starts nothing twice")
+    ] = None,
+) -> Growth:
+    manifest = service.manifest(body.corpus)
+    design = _design(body, service, manifest)
+    roles = ["grown", *dict.fromkeys(body.controls)]
+    with _pointing_at(""):
+        specs = {role: arm_spec(design, role, new_id("run")) for role in roles}
+    if idempotency_key is not None:
+        with service.database.read() as session:
+            known = job_store.find_by_idempotency_key(session, idempotency_key)
+        if known:
+            return _answer(design, specs, {job.role: Job.model_validate(job) for job in known}, manifest)
+    _check_disk(service, list(specs.values()))
+    try:
+        rows = enqueue_arms(
+            service.database,
+            service.settings.runs_dir,
+            specs,
+            manifest,
+            priority=body.priority,
+            idempotency_key=idempotency_key,
+        )
+    except CohortMismatch as error:
+        raise Problem.field("/cohort", str(error), status=409) from None
+    return _answer(design, specs, {role: Job.model_validate(row) for role, row in rows.items()}, manifest)
+
+
+def _answer(design: GrowthDesign, specs: dict[str, Spec], jobs: dict[str, Job], manifest: Manifest) -> Growth:
+    (group_id,) = {job.group_id for job in jobs.values()}
+    assert group_id is not None
+    arms = [
+        Arm(role=role, job=jobs[role], compute_flops=total_flops(spec), tokens=total_tokens(spec))
+        for role, spec in specs.items()
+        if role in jobs
+    ]
+    return Growth(
+        group_id=group_id,
+        budget_flops=design.token_budget * flops_per_token(design.target_model),
+        arms=arms,
+        warnings=_warnings(list(specs.values()), manifest),
+    )

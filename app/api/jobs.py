@@ -1,0 +1,232 @@
+"""`GET /jobs`, one job, its event stream, and what can be asked of it: cancel, pause, resume."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Query
+from fastapi.concurrency import run_in_threadpool
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, ConfigDict
+
+from app.api.problems import Problem, responses
+from app.api.runs import Point
+from app.api.service import Page, PageDep, Service, ServiceDep
+from app.contract import read_spec
+from app.jobs.design import total_flops
+from app.store import jobs as job_store
+from app.store import runs as run_store
+from app.store.tables import JobRow
+
+router = APIRouter(tags=["jobs"])
+
+State = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+SECONDS_BETWEEN_LOOKS = 0.3
+EVENTS_A_LOOK = 500
+
+
+class Job(BaseModel):
+    """A growth job or a corpus preparation; `wish` is what was asked of it and is still to happen."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    kind: Literal["growth", "corpus"]
+    name: str
+    role: str
+    group_id: str | None
+    run_id: str | None
+    cohort: str | None
+    state: State
+    wish: Literal["cancel", "pause"] | None
+    reason: str
+    priority: int
+    num_attempts: int
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class Progress(BaseModel):
+    """How far a growth job is: FLOPs done of all, and the last values it logged."""
+
+    phase: str
+    tokens: int
+    compute_flops: float
+    total_flops: float
+    fraction: float
+    train_loss_nats: float
+    validation_loss_nats: float | None
+    tokens_per_second: float | None
+
+
+class JobDetail(Job):
+    run_dir: str
+    progress: Progress | None
+    last_message: str
+
+
+class JobEvent(BaseModel):
+    """One entry of a job's story."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    time: str
+    event: str
+    message: str
+    phase: str | None
+    tokens: int | None
+
+
+def _find(service: Service, job_id: str) -> JobRow:
+    with service.database.read() as session:
+        job = job_store.get_job(session, job_id)
+    if job is None:
+        raise Problem.not_found("job", job_id)
+    return job
+
+
+def _detail(service: Service, job: JobRow) -> JobDetail:
+    with service.database.read() as session:
+        events = job_store.last_events(session, job.id, 1)
+        progress = None
+        if job.run_id is not None:
+            train, validation, speed = (
+                run_store.last_point(session, job.run_id, metric)
+                for metric in ("train_loss", "validation_loss", "tokens_per_second")
+            )
+            if train is not None:
+                total = total_flops(read_spec(Path(job.run_dir)))
+                progress = Progress(
+                    phase=train.phase,
+                    tokens=train.tokens,
+                    compute_flops=train.compute_flops,
+                    total_flops=total,
+                    fraction=min(1.0, train.compute_flops / total),
+                    train_loss_nats=train.value,
+                    validation_loss_nats=validation.value if validation else None,
+                    tokens_per_second=speed.value if speed else None,
+                )
+    return JobDetail(
+        **Job.model_validate(job).model_dump(),
+        run_dir=job.run_dir,
+        progress=progress,
+        last_message=events[0].message if events else "",
+    )
+
+
+@router.get("/jobs", responses=responses(422))
+def list_jobs(
+    service: ServiceDep,
+    page: PageDep,
+    state: Annotated[list[State] | None, Query()] = None,
+    group_id: Annotated[str | None, Query(max_length=64)] = None,
+) -> Page[Job]:
+    with service.database.read() as session:
+        rows = job_store.list_jobs(
+            session, states=state or (), group_id=group_id, after=page.after, limit=page.limit + 1
+        )
+    return page.cut([Job.model_validate(row) for row in rows], "id")
+
+
+@router.get("/jobs/{job_id}", responses=responses(404))
+def get_job(job_id: str, service: ServiceDep) -> JobDetail:
+    return _detail(service, _find(service, job_id))
+
+
+@router.post("/jobs/{job_id}/cancel", responses=responses(404, 409))
+def cancel_job(job_id: str, service: ServiceDep) -> JobDetail:
+    """Stop a job for good; a running one saves first. Its run stays, marked stopped."""
+    return _ask(service, job_id, "cancel", ("queued", "running", "paused"))
+
+
+@router.post("/jobs/{job_id}/pause", responses=responses(404, 409))
+def pause_job(job_id: str, service: ServiceDep) -> JobDetail:
+    """Let a job save and stop; `resume` lets it go on where it stood."""
+    return _ask(service, job_id, "pause", ("queued", "running"))
+
+
+@router.post("/jobs/{job_id}/resume", responses=responses(404, 409))
+def resume_job(job_id: str, service: ServiceDep) -> JobDetail:
+    return _ask(service, job_id, "resume", ("paused",))
+
+
+def _ask(
+    service: Service, job_id: str, wish: Literal["cancel", "pause", "resume"], allowed: tuple[str, ...]
+) -> JobDetail:
+    _find(service, job_id)
+    with service.database.write() as session:
+        job = job_store.get_job(session, job_id)
+        assert job is not None
+        if job.state not in allowed:
+            raise Problem(409, f"job {job_id} is {job.state}, but only {' or '.join(allowed)} jobs can {wish}")
+        if wish == "resume":
+            job_store.set_state(session, job_id, "queued", "resumed; it goes on from its checkpoint")
+        elif job.state == "running":
+            job_store.set_values(session, job_id, wish=wish)
+            job_store.add_event(session, job_id, f"{wish}_asked", "the process finishes its step, saves and stops")
+        else:
+            job_store.set_state(session, job_id, {"cancel": "cancelled", "pause": "paused"}[wish], "before it ran")
+            if wish == "cancel" and job.run_id is not None:
+                run_store.finish_run(session, job.run_id, status="stopped", reason="cancelled")
+    return _detail(service, _find(service, job_id))
+
+
+def _stream_start(
+    job_id: str, service: ServiceDep, last_event_id: Annotated[str | None, Header(max_length=64)] = None
+) -> tuple[int, int]:
+    """Where a stream starts. A dependency, because once a stream has begun it is too late to answer with an error."""
+    _find(service, job_id)
+    if last_event_id is None:
+        return 0, -1
+    story, _, seq = last_event_id.partition("-")
+    try:
+        return int(story), int(seq)
+    except ValueError:
+        raise Problem(
+            422, f"Last-Event-ID is {last_event_id!r}, but it must be an id of this stream; send one or leave it out"
+        ) from None
+
+
+@router.get("/jobs/{job_id}/events", response_class=EventSourceResponse, responses=responses(404, 422))
+async def stream_events(
+    job_id: str, service: ServiceDep, start: Annotated[tuple[int, int], Depends(_stream_start)]
+) -> AsyncIterator[ServerSentEvent]:
+    """The job's story and points as server-sent events, from the start or from behind `Last-Event-ID`.
+
+    Events: `story` (a `JobEvent`), `point` (a `Point`), at last `end` (the `Job`), after which the stream closes. An id
+    is `STORY-POINT`, the last of each that was sent.
+    """
+    story_id, seq = start
+    while True:
+        job, story, points = await run_in_threadpool(_look, service, job_id, story_id, seq)
+        for entry in story:
+            story_id = entry.id
+            yield _sse("story", JobEvent.model_validate(entry), story_id, seq)
+        for point in points:
+            seq = point.seq
+            yield _sse("point", Point.model_validate(point), story_id, seq)
+        if len(story) == EVENTS_A_LOOK or len(points) == EVENTS_A_LOOK:
+            continue
+        if job.state in job_store.ENDED_STATES:
+            yield _sse("end", Job.model_validate(job), story_id, seq)
+            return
+        await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _look(service: Service, job_id: str, story_id: int, seq: int) -> tuple[JobRow, Any, Any]:
+    # The job is read first: if it has ended then, everything it ever wrote is there to be read after it.
+    job = _find(service, job_id)
+    with service.database.read() as session:
+        story = job_store.list_events(session, job_id, after_id=story_id, limit=EVENTS_A_LOOK)
+        points: Any = []
+        if job.run_id is not None:
+            points = run_store.list_points(session, job.run_id, after_seq=seq, limit=EVENTS_A_LOOK)
+    return job, story, points
+
+
+def _sse(event: str, data: BaseModel, story_id: int, seq: int) -> ServerSentEvent:
+    return ServerSentEvent(event=event, data=data.model_dump(), id=f"{story_id}-{seq}")

@@ -1,0 +1,102 @@
+"""Errors as `application/problem+json` (RFC 9457): what was wrong, where (a JSON pointer), what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from fitting.errors import InputError
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class FieldError(BaseModel):
+    """One wrong field: `pointer` is its place in the body (RFC 6901) or `query:name`, `path:name`."""
+
+    pointer: str
+    detail: str
+
+
+class ProblemBody(BaseModel):
+    """The body of every error."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    errors: list[FieldError] = []
+
+
+class Problem(Exception):
+    """Raised by routes; becomes the response."""
+
+    def __init__(self, status: int, detail: str, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.errors = status, detail, list(errors)
+
+    @classmethod
+    def field(cls, pointer: str, detail: str, status: int = 422) -> Problem:
+        return cls(status, detail, [FieldError(pointer=pointer, detail=detail)])
+
+    @classmethod
+    def not_found(cls, what: str, name: str) -> Problem:
+        return cls(404, f"there is no {what} {name!r}; list them to see which there are")
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries of the errors a route may answer."""
+    content = {MEDIA_TYPE: {"schema": ProblemBody.model_json_schema()}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def _response(status: int, detail: str, errors: Sequence[FieldError] = ()) -> JSONResponse:
+    body = ProblemBody(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=list(errors))
+    return JSONResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE)
+
+
+def _pointer(location: Sequence[str | int]) -> str:
+    where, *parts = location
+    if where == "body":
+        return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in parts)
+    return f"{where}:{'.'.join(map(str, parts))}"
+
+
+def _validation_errors(error: RequestValidationError) -> list[FieldError]:
+    found = []
+    for entry in error.errors():
+        detail = entry["msg"].removeprefix("Value error, ")
+        if entry["type"] == "extra_forbidden":
+            detail = "this field is not known; remove it or mend its name (the fields are in /openapi.json)"
+        found.append(FieldError(pointer=_pointer(entry["loc"]), detail=detail))
+    return found
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of `app` as a problem."""
+
+    @app.exception_handler(Problem)
+    def on_problem(request: Request, error: Problem) -> JSONResponse:
+        return _response(error.status, error.detail, error.errors)
+
+    @app.exception_handler(InputError)
+    def on_input_error(request: Request, error: InputError) -> JSONResponse:
+        return _response(422, str(error), [FieldError(pointer="/" + error.field.replace(".", "/"), detail=str(error))])
+
+    @app.exception_handler(RequestValidationError)
+    def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+        errors = _validation_errors(error)
+        return _response(422, "; ".join(f"{e.pointer or 'body'}: {e.detail}" for e in errors), errors)
+
+    @app.exception_handler(HTTPException)
+    def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+        detail = error.detail
+        if error.status_code == 404:
+            detail = f"there is nothing at {request.url.path}; see /openapi.json for what there is"
+        return _response(error.status_code, detail)

@@ -1,0 +1,97 @@
+"""`POST /recommend`: whether, when and by how much to grow, for a target size and a token budget."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Body
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.problems import Problem, responses
+from app.api.service import Service, ServiceDep
+from app.store import guidelines as guideline_store
+from app.store import runs as run_store
+from fitting.flops import Shape
+from fitting.guideline import Guideline
+from fitting.published import published_guideline
+from fitting.recommendation import Recommendation, Request, recommend
+
+router = APIRouter(tags=["recommend"])
+
+DEFAULT_GUIDELINE = "published:gstack"
+
+
+class ShapeBody(BaseModel):
+    """A Llama-family shape; with it FLOPs are counted in full, attention and head included."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    num_layers: int = Field(ge=1, le=10_000)
+    hidden_size: int = Field(ge=2, le=1_000_000)
+    num_heads: int = Field(ge=1, le=100_000)
+    num_kv_heads: int | None = Field(default=None, ge=1, le=100_000, description="num_heads where left out")
+    intermediate_size: int = Field(ge=1, le=10_000_000)
+    vocab_size: int = Field(ge=2, le=10_000_000)
+    context_length: int = Field(ge=1, le=100_000_000)
+
+    def to_shape(self) -> Shape:
+        return Shape(**self.model_dump() | {"num_kv_heads": self.num_kv_heads or self.num_heads})
+
+
+class RecommendBody(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"target_params": 7e9, "token_budget": 2e12}]}
+    )
+
+    token_budget: float = Field(gt=0, allow_inf_nan=False, description="tokens a from-scratch run would get")
+    target_params: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="non-embedding parameters")
+    target_shape: ShapeBody | None = None
+    num_target_layers: int | None = Field(default=None, ge=1, le=10_000)
+    growth_factors: list[float] | None = Field(default=None, min_length=1, max_length=50)
+    base_compute: Literal["charged", "sunk"] = "charged"
+    guideline: str = Field(
+        default="active", max_length=64, description='"active", "published:gstack", "published:null", or a version id'
+    )
+    cohort: str | None = Field(default=None, max_length=64)
+
+    def to_request(self) -> Request:
+        return Request(
+            token_budget=self.token_budget,
+            target_params=self.target_params,
+            target_shape=self.target_shape.to_shape() if self.target_shape else None,
+            num_target_layers=self.num_target_layers,
+            growth_factors=tuple(self.growth_factors) if self.growth_factors else None,
+            base_compute=self.base_compute,
+            cohort=self.cohort,
+        )
+
+
+def find_guideline(service: Service, name: str, cohort: str | None) -> Guideline:
+    """The guideline that a request names; "active" is the cohort's, or the published rule where there is none."""
+    if name.startswith("published:"):
+        return published_guideline(name)
+    if name == "active":
+        if cohort is None:
+            return published_guideline(DEFAULT_GUIDELINE)
+        with service.database.read() as session:
+            if run_store.get_cohort(session, cohort) is None:
+                raise Problem.field(
+                    "/cohort", f"there is no cohort {cohort!r}; leave it out, or store runs of it first"
+                )
+            active = guideline_store.active_guideline(session, cohort)
+        if active is None:
+            return published_guideline(DEFAULT_GUIDELINE)
+        name = active.id
+    guideline = service.guideline(name)
+    if guideline is None:
+        raise Problem.field(
+            "/guideline",
+            f"there is no guideline {name!r}; use 'active', 'published:gstack' or an id of GET /guidelines",
+        )
+    return guideline
+
+
+@router.post("/recommend", responses=responses(422))
+def post_recommend(body: Annotated[RecommendBody, Body()], service: ServiceDep) -> Recommendation:
+    request = body.to_request()
+    return recommend(request, find_guideline(service, body.guideline, body.cohort))

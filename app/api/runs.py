@@ -1,0 +1,121 @@
+"""`GET /runs`: the canonical table, and each run's points."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict
+
+from app.api.problems import Problem, responses
+from app.api.service import Page, PageDep, ServiceDep
+from app.store import runs as run_store
+
+router = APIRouter(tags=["runs"])
+
+
+class Run(BaseModel):
+    """The header of one run (units: tokens, FLOPs, nats; sizes in non-embedding parameters)."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    run_id: str
+    cohort: str
+    source: str
+    name: str
+    status: Literal["finished", "diverged", "stopped", "running"]
+    target_params: float
+    num_target_layers: int | None
+    hidden_size: int | None
+    num_heads: int | None
+    num_kv_heads: int | None
+    intermediate_size: int | None
+    vocab_size: int | None
+    context_length: int | None
+    base_params: float | None
+    num_base_layers: int | None
+    growth_factor: float
+    growth_timing_tokens: float
+    grown_tokens: float
+    operator: str | None
+    order: str | None
+    optimizer: str | None
+    optimizer_state_policy: str | None
+    peak_lr: float | None
+    base_peak_lr: float | None
+    lr_selection: str | None
+    schedule: str | None
+    warmup_tokens: float | None
+    planned_tokens: float | None
+    decay_tokens: float | None
+    is_final: bool
+    batch_tokens: float | None
+    tokenizer: str | None
+    corpus: str | None
+    unique_tokens: float | None
+    init_seed: int | None
+    data_seed: int | None
+    trunk_id: str | None
+    control_id: str | None
+    parent_run_id: str | None
+    base_flops_per_token: float | None
+    target_flops_per_token: float | None
+    compute_flops: float | None
+    final_loss: float | None
+    created_at: str
+    engine_numerics_version: int | None
+    reason: str
+
+
+class Point(BaseModel):
+    """One measured value; `tokens` counts inside the phase, `compute_flops` over the whole run."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    seq: int
+    phase: str
+    tokens: int
+    compute_flops: float
+    metric: str
+    dataset: str
+    value: float
+    unit: str
+    time: str
+
+
+@router.get("/runs", responses=responses(422))
+def list_runs(
+    service: ServiceDep,
+    page: PageDep,
+    cohort: Annotated[str | None, Query(max_length=64)] = None,
+    status: Annotated[Literal["finished", "diverged", "stopped", "running"] | None, Query()] = None,
+) -> Page[Run]:
+    with service.database.read() as session:
+        rows = run_store.list_runs(session, cohort=cohort, status=status, after=page.after, limit=page.limit + 1)
+        return page.cut([Run.model_validate(row) for row in rows], "run_id")
+
+
+@router.get("/runs/{run_id}", responses=responses(404))
+def get_run(run_id: str, service: ServiceDep) -> Run:
+    with service.database.read() as session:
+        row = run_store.get_run(session, run_id)
+    if row is None:
+        raise Problem.not_found("run", run_id)
+    return Run.model_validate(row)
+
+
+@router.get("/runs/{run_id}/points", responses=responses(404, 422))
+def list_points(
+    run_id: str,
+    service: ServiceDep,
+    metric: Annotated[str | None, Query(max_length=64)] = None,
+    after: Annotated[int, Query(ge=-1, description="`seq` of the last point seen")] = -1,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+) -> Page[Point]:
+    with service.database.read() as session:
+        if run_store.get_run(session, run_id) is None:
+            raise Problem.not_found("run", run_id)
+        rows = run_store.list_points(session, run_id, metric=metric, after_seq=after, limit=limit + 1)
+    points = [Point.model_validate(row) for row in rows[:limit]]
+    has_more = len(rows) > limit
+    return Page(data=points, has_more=has_more, next=str(points[-1].seq) if has_more else None)

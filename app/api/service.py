@@ -1,0 +1,81 @@
+"""What routes share: the settings, the database, the launcher loop and loaded guidelines of one service."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Generic, TypeVar
+
+from fastapi import Depends, Query, Request
+from pydantic import BaseModel
+
+from app.api.problems import Problem
+from app.contract import NAME_PATTERN
+from app.corpus.shards import Manifest, read_manifest
+from app.guidelines.refit import load_guideline
+from app.jobs.supervisor import Supervisor
+from app.settings import Settings
+from app.store.database import Database
+from fitting.guideline import Guideline
+
+Item = TypeVar("Item")
+_LARGEST_CACHE = 64
+
+
+class Page(BaseModel, Generic[Item]):
+    """One page of a listing; `next` is the cursor of the page behind it."""
+
+    data: list[Item]
+    has_more: bool
+    next: str | None
+
+
+class PageQuery(BaseModel):
+    limit: int = 50
+    after: str | None = None
+
+    def cut(self, rows: list[Item], key: str) -> Page[Item]:
+        """A page out of `limit + 1` rows."""
+        has_more = len(rows) > self.limit
+        rows = rows[: self.limit]
+        return Page(data=rows, has_more=has_more, next=str(getattr(rows[-1], key)) if has_more else None)
+
+
+def page_query(
+    limit: Annotated[int, Query(ge=1, le=1000, description="rows a page")] = 50,
+    after: Annotated[str | None, Query(max_length=64, description="`next` of the page before")] = None,
+) -> PageQuery:
+    return PageQuery(limit=limit, after=after)
+
+
+class Service:
+    def __init__(self, settings: Settings, database: Database, supervisor: Supervisor) -> None:
+        self.settings, self.database, self.supervisor = settings, database, supervisor
+        self._guidelines: dict[str, Guideline] = {}
+
+    def guideline(self, guideline_id: str) -> Guideline | None:
+        """A stored version. Versions never change, so they are kept in memory once read."""
+        found = self._guidelines.get(guideline_id) or load_guideline(self.database, guideline_id)
+        if found is not None:
+            while len(self._guidelines) >= _LARGEST_CACHE:
+                self._guidelines.pop(next(iter(self._guidelines)))
+            self._guidelines[guideline_id] = found
+        return found
+
+    def manifest(self, corpus: str) -> Manifest:
+        """A prepared corpus by name; a name cannot leave the corpora folder."""
+        if not re.match(NAME_PATTERN, corpus):
+            raise Problem.field("/corpus", f"corpus is {corpus!r}, but names match {NAME_PATTERN}; use such a name")
+        try:
+            return read_manifest(self.settings.corpora_dir / corpus)
+        except ValueError as error:
+            raise Problem.field("/corpus", str(error)) from None
+
+
+def get_service(request: Request) -> Service:
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]
+PageDep = Annotated[PageQuery, Depends(page_query)]

@@ -1,0 +1,195 @@
+"""The Python client of a Growthlaw service: every call is one route, every answer the route's JSON.
+
+    client = Growthlaw()
+    client.recommend(target_params=7e9, token_budget=2e12)["decision"]
+
+ServiceError
+├── NoService          nothing answers at the URL
+└── Refused            the service answered with a problem: `.status`, `.problem` (RFC 9457)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+# Breaks of an event stream in a row, with nothing received between them, before the caller is told.
+MAX_BREAKS = 5
+
+Json = dict[str, Any]
+
+
+class ServiceError(Exception):
+    """A call to the service failed; the message is for people."""
+
+
+class NoService(ServiceError):
+    pass
+
+
+class Refused(ServiceError):
+    def __init__(self, status: int, problem: Json) -> None:
+        super().__init__(str(problem.get("detail") or problem.get("title") or f"HTTP {status}"))
+        self.status, self.problem = status, problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One event of a job's stream: `story`, `point` or `end`; `id` resumes behind it."""
+
+    event: str
+    id: str
+    data: Json
+
+
+class Growthlaw:
+    """A connection to one service.
+
+    Args:
+        url: where it listens; `GROWTHLAW_URL` or the loopback default where left out.
+        timeout_seconds: of one call; event streams have none.
+    """
+
+    def __init__(self, url: str | None = None, *, timeout_seconds: float = 30.0) -> None:
+        self.url = (url or os.environ.get("GROWTHLAW_URL") or DEFAULT_URL).rstrip("/")
+        # A loopback service is never meant to be reached through a proxy of the environment.
+        self._http = httpx.Client(base_url=self.url, timeout=timeout_seconds, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # --- routes ----------------------------------------------------------------------------------------------
+
+    def health(self) -> Json:
+        return self._call("GET", "/healthz")
+
+    def recommend(self, **question: Any) -> Json:
+        """`POST /recommend`; keywords are the body's fields (`target_params`, `token_budget`, ...)."""
+        return self._call("POST", "/recommend", body=question)
+
+    def grow(self, design: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
+        """`POST /grow`: the group of jobs that was started."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
+        return self._call("POST", "/grow", body=design, headers=headers)
+
+    def jobs(self, **query: Any) -> Json:
+        return self._call("GET", "/jobs", query=query)
+
+    def job(self, job_id: str) -> Json:
+        return self._call("GET", f"/jobs/{job_id}")
+
+    def cancel(self, job_id: str) -> Json:
+        return self._call("POST", f"/jobs/{job_id}/cancel")
+
+    def pause(self, job_id: str) -> Json:
+        return self._call("POST", f"/jobs/{job_id}/pause")
+
+    def resume(self, job_id: str) -> Json:
+        return self._call("POST", f"/jobs/{job_id}/resume")
+
+    def runs(self, **query: Any) -> Json:
+        return self._call("GET", "/runs", query=query)
+
+    def run(self, run_id: str) -> Json:
+        return self._call("GET", f"/runs/{run_id}")
+
+    def points(self, run_id: str, metric: str | None = None) -> list[Json]:
+        """All points of a run, page after page."""
+        points: list[Json] = []
+        query: Json = {"limit": 10_000}
+        if metric is not None:
+            query["metric"] = metric
+        while True:
+            page = self._call("GET", f"/runs/{run_id}/points", query=query)
+            points += page["data"]
+            if not page["has_more"]:
+                return points
+            query["after"] = page["next"]
+
+    def guidelines(self, **query: Any) -> Json:
+        return self._call("GET", "/guidelines", query=query)
+
+    def guideline(self, guideline_id: str) -> Json:
+        return self._call("GET", f"/guidelines/{guideline_id}")
+
+    def corpora(self) -> list[Json]:
+        corpora: list[Json] = self._call("GET", "/corpora")  # type: ignore[assignment]
+        return corpora
+
+    def prepare_corpus(self, name: str, *, vocab_size: int = 1024) -> Json:
+        """`POST /corpora`: the job that prepares the bundled corpus."""
+        return self._call("POST", "/corpora", body={"name": name, "vocab_size": vocab_size})
+
+    def events(self, job_id: str, last_event_id: str | None = None) -> Iterator[Event]:
+        """A job's events until it has ended; a broken stream is taken up where it broke."""
+        breaks = 0
+        while True:
+            try:
+                for event in self._stream(job_id, last_event_id):
+                    breaks, last_event_id = 0, event.id
+                    yield event
+                    if event.event == "end":
+                        return
+            except httpx.TransportError as error:
+                breaks += 1
+                if breaks >= MAX_BREAKS:
+                    raise NoService(f"the event stream of {job_id} broke {breaks} times: {error}") from None
+
+    # --- transport -------------------------------------------------------------------------------------------
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Json:
+        try:
+            response = self._http.request(method, path, json=body, params=query, headers=headers)
+        except httpx.TransportError as error:
+            raise NoService(
+                f"no Growthlaw service answers at {self.url} ({error}); start one with `growthlaw serve`, or set GROWTHLAW_URL"
+            ) from None
+        return self._read(response)
+
+    def _stream(self, job_id: str, last_event_id: str | None) -> Iterator[Event]:
+        headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+        with self._http.stream("GET", f"/jobs/{job_id}/events", headers=headers, timeout=None) as response:
+            if response.is_error:
+                response.read()
+                self._read(response)
+            fields: dict[str, str] = {}
+            for line in response.iter_lines():
+                if line and not line.startswith(":"):
+                    name, _, value = line.partition(": ")
+                    fields[name] = value
+                elif not line and "data" in fields:
+                    yield Event(event=fields["event"], id=fields["id"], data=json.loads(fields["data"]))
+                    fields = {}
+
+    @staticmethod
+    def _read(response: httpx.Response) -> Json:
+        try:
+            answer: Json = response.json()
+        except ValueError:
+            raise ServiceError(f"the answer of {response.url} (HTTP {response.status_code}) is not JSON") from None
+        if response.is_error:
+            raise Refused(response.status_code, answer if isinstance(answer, dict) else {})
+        return answer

@@ -1,0 +1,1 @@
+"""The verbs of the `growthlaw` command, one module each."""

@@ -1,0 +1,162 @@
+"""``growthlaw fit``: laws fitted to a table of runs, on this machine and without a service."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from fitting.scratch import AveragedScratchFit, ScratchFit
+    from fitting.scratch_rows import ScratchRows
+
+
+@click.group()
+def fit() -> None:
+    """Fit scratch laws and growth laws to tables of runs, and write reports on them."""
+
+
+@fit.command()
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--params", required=True, metavar="COL", help="Column with model parameters.")
+@click.option("--loss", required=True, metavar="COL", help="Column with final losses in nats per token.")
+@click.option("--tokens", metavar="COL", help="Column with training tokens; or give --flops.")
+@click.option("--flops", metavar="COL", help="Column with training FLOPs; tokens are then C / 6N.")
+@click.option(
+    "--law", default="auto", show_default=True, metavar="NAME", help="Law to fit; auto averages all by extrapolation."
+)
+@click.option("--loss-function", type=click.Choice(["huber", "lad"]), default="huber", show_default=True)
+@click.option(
+    "--knee", default="auto", show_default=True, help="Huber knee in log-loss units, or auto: 1.345 robust sd."
+)
+@click.option("--drop-highest", default=0, show_default=True, metavar="K", help="Leave out the K highest losses.")
+@click.option("--bootstrap", default=0, show_default=True, metavar="K", help="Resamples for standard errors.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the resampling.")
+@click.option(
+    "--test-above-flops", type=float, metavar="X", help="Hold out rows with more than X FLOPs (6ND) and score them."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def scratch(
+    table: Path,
+    params: str,
+    loss: str,
+    tokens: str | None,
+    flops: str | None,
+    law: str,
+    loss_function: str,
+    knee: str,
+    drop_highest: int,
+    bootstrap: int,
+    seed: int,
+    test_above_flops: float | None,
+    as_json: bool,
+) -> None:
+    """Fit the loss of from-scratch runs in TABLE (CSV, one run a row) by model size and training tokens."""
+    if (tokens is None) == (flops is None):
+        raise click.UsageError("give either --tokens COL or --flops COL")
+    from fitting.scratch import fit_scratch_law
+    from fitting.scratch_rows import read_table, scratch_rows, split_by_flops
+
+    try:
+        rows = scratch_rows(
+            read_table(table), params=params, loss=loss, tokens=tokens, flops=flops, drop_highest=drop_highest
+        )
+        train, test = split_by_flops(rows, test_above_flops)
+        fitted = fit_scratch_law(train, law, loss_function=loss_function, knee=knee, bootstrap=bootstrap, seed=seed)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    report = scratch_report(fitted, train, test)
+    click.echo(json.dumps(report, indent=2) if as_json else _scratch_text(report))
+
+
+def scratch_report(
+    fitted: ScratchFit | AveragedScratchFit, train: ScratchRows, test: ScratchRows | None
+) -> dict[str, Any]:
+    """What ``fit scratch --json`` prints. With ``auto`` the parameters are those of the law of the largest weight, ``leading_law``."""
+    from fitting.scratch import ScratchFit
+
+    one = fitted if isinstance(fitted, ScratchFit) else fitted.leader
+    report: dict[str, Any] = {
+        "law": one.law.name if isinstance(fitted, ScratchFit) else "auto",
+        "formula": one.law.formula,
+        "parameters": one.parameters,
+        "objective": one.objective,
+        "loss_function": one.loss_function,
+        "knee": one.knee,
+        "standard_errors": _finite(one.standard_errors),
+        "bootstrap": _bootstrap_counts(one),
+        "share_of_starts_at_best": one.share_of_starts_at_best,
+        "num_rows": fitted.num_rows,
+        "num_test_rows": 0 if test is None else len(test),
+        "train_mape_percent": _mape_percent(fitted, train),
+        "test_mape_percent": None if test is None else _mape_percent(fitted, test),
+        "weights": None,
+        "seconds": {"fit": fitted.seconds.fit, "bootstrap": fitted.seconds.bootstrap},
+        "warnings": list(fitted.warnings),
+    }
+    if not isinstance(fitted, ScratchFit):
+        report["leading_law"] = one.law.name
+        report["weights"] = dict(fitted.weights)
+        report["verdicts"] = dict(fitted.verdicts)
+        report["laws"] = {
+            name: {
+                "parameters": law_fit.parameters,
+                "standard_errors": _finite(law_fit.standard_errors),
+                "objective": law_fit.objective,
+                "extrapolation_rms_log_error": fitted.extrapolation_errors.get(name),
+                "train_mape_percent": _mape_percent(law_fit, train),
+                "test_mape_percent": None if test is None else _mape_percent(law_fit, test),
+            }
+            for name, law_fit in fitted.fits.items()
+        }
+    return report
+
+
+def _bootstrap_counts(one: ScratchFit) -> dict[str, int] | None:
+    if one.draws is None:
+        return None
+    return {"requested": one.draws.num_requested, "failed": one.draws.num_failed, "seed": one.draws.seed}
+
+
+def _finite(values: dict[str, float] | None) -> dict[str, float | None] | None:
+    """JSON knows no NaN: what could not be estimated is null."""
+    if values is None:
+        return None
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _mape_percent(fitted: ScratchFit | AveragedScratchFit, rows: ScratchRows) -> float:
+    """Mean absolute error of the loss in per cent."""
+    predicted = fitted.predict(rows.num_params, rows.tokens)
+    return float(100 * abs(predicted / rows.loss_nats - 1).mean())
+
+
+def _scratch_text(report: dict[str, Any]) -> str:
+    """The report as a short table for a person."""
+    name = report.get("leading_law", report["law"])
+    lines = [
+        f"law {name}: {report['formula']}   ({report['num_rows']} runs, {report['loss_function']}, knee {report['knee']:.3g})"
+    ]
+    errors = report["standard_errors"] or {}
+    for parameter, value in report["parameters"].items():
+        error = f"  +- {errors[parameter]:.3g}" if errors.get(parameter) is not None else ""
+        lines.append(f"  {parameter:<8} {value:.6g}{error}")
+    lines.append(
+        f"  objective {report['objective']:.7g}; {report['share_of_starts_at_best']:.0%} of the cold starts reached it"
+    )
+    scores = f"  mean absolute error {report['train_mape_percent']:.3f}%"
+    if report["test_mape_percent"] is not None:
+        scores += f" on the rows fitted, {report['test_mape_percent']:.3f}% on {report['num_test_rows']} held out"
+    lines.append(scores)
+    for law, verdict in report.get("verdicts", {}).items():
+        detail = report["laws"].get(law)
+        held_out = ""
+        if detail and detail["extrapolation_rms_log_error"] is not None:
+            held_out = f"   (extrapolation error {100 * detail['extrapolation_rms_log_error']:.2f}%)"
+        lines.append(f"  {law:<12} {verdict}{held_out}")
+    lines += [f"note: {warning}" for warning in report["warnings"]]
+    lines.append(f"fit {report['seconds']['fit']:.2f} s, bootstrap {report['seconds']['bootstrap']:.2f} s")
+    return "\n".join(lines)

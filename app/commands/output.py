@@ -1,0 +1,48 @@
+"""How verbs speak: JSON on one line for programs, tables and short numbers for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+url_option = click.option(
+    "--url", envvar="GROWTHLAW_URL", default=None, help="The service (GROWTHLAW_URL; default: loopback, port 8000)."
+)
+
+
+def emit_json(value: Any) -> None:
+    """One line of JSON on stdout."""
+    click.echo(json.dumps(value, allow_nan=False))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A plain table on stdout; numbers are aligned to the right."""
+    rows = [list(row) for row in rows]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for place, column in enumerate(columns):
+        numeric = any(isinstance(row[place], (int, float)) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(short(value) if isinstance(value, (int, float)) else str(value or "-") for value in row))
+    Console(width=None if Console().is_terminal else 160, soft_wrap=False).print(table)
+
+
+def short(number: float | None, unit: str = "") -> str:
+    """A count as people say it: 1.2M, 6.58B, 3.6e12 beyond a thousand trillions."""
+    if number is None:
+        return "-"
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if size <= abs(number) < size * 1000:
+            return f"{number / size:.4g}{suffix}{unit}"
+    return f"{number:.4g}{unit}"
+
+
+def number_option(name: str, **settings: Any) -> Callable[[Any], Any]:
+    """A click option for a count that may be written 7e9."""
+    return click.option(name, type=float, **settings)

@@ -1,0 +1,72 @@
+"""`growthlaw runs`: the stored run table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from app.commands.output import emit_json, json_option, print_table, url_option
+
+COLUMNS = (
+    "run_id", "cohort", "name", "status", "target_params", "growth_factor", "growth_timing_tokens", "grown_tokens",
+    "compute_flops", "final_loss",
+)  # fmt: skip
+
+
+@click.group()
+def runs() -> None:
+    """List stored runs and their points."""
+
+
+@runs.command("list")
+@click.option("--cohort", default=None)
+@click.option("--status", type=click.Choice(["finished", "diverged", "stopped", "running"]), default=None)
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000))
+@url_option
+@json_option
+def list_runs(url: str | None, as_json: bool, **query: Any) -> None:
+    """Runs, newest first."""
+    from app.client import Growthlaw
+
+    with Growthlaw(url) as client:
+        page = client.runs(**{name: value for name, value in query.items() if value is not None})
+    if as_json:
+        emit_json(page)
+    else:
+        print_table(COLUMNS, [[run[name] for name in COLUMNS] for run in page["data"]])
+
+
+@runs.command()
+@click.argument("run_id")
+@url_option
+@json_option
+def show(url: str | None, as_json: bool, run_id: str) -> None:
+    """One run's header."""
+    from app.client import Growthlaw
+
+    with Growthlaw(url) as client:
+        run = client.run(run_id)
+    if as_json:
+        emit_json(run)
+        return
+    for name, value in run.items():
+        click.echo(f"{name:26}{value if value not in (None, '') else '-'}")
+
+
+@runs.command()
+@click.argument("run_id")
+@click.option("--metric", default=None, help="Only this metric, e.g. validation_loss.")
+@url_option
+@json_option
+def points(url: str | None, as_json: bool, run_id: str, metric: str | None) -> None:
+    """A run's points in the order they were written."""
+    from app.client import Growthlaw
+
+    with Growthlaw(url) as client:
+        rows = client.points(run_id, metric)
+    if as_json:
+        emit_json(rows)
+        return
+    columns = ("seq", "phase", "tokens", "compute_flops", "metric", "value", "unit")
+    print_table(columns, [[row[name] for name in columns] for row in rows])

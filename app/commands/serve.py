@@ -1,0 +1,35 @@
+"""`growthlaw serve`: the service in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from app.settings import DEFAULT_HOST, DEFAULT_PORT
+
+
+@click.command()
+@click.option("--host", envvar="GROWTHLAW_HOST", default=DEFAULT_HOST, show_default=True, help="Loopback address.")
+@click.option(
+    "--port", envvar="GROWTHLAW_PORT", default=DEFAULT_PORT, show_default=True, type=click.IntRange(0, 65535),
+    help="0 takes a free port.",
+)  # fmt: skip
+@click.option(
+    "--data-dir", envvar="GROWTHLAW_DATA_DIR", default="growthlaw-data", show_default=True,
+    type=click.Path(path_type=Path, file_okay=False), help="Database, corpora and run directories.",
+)  # fmt: skip
+@click.option(
+    "--slots", envvar="GROWTHLAW_NUM_SLOTS", type=click.IntRange(1), help="Jobs side by side (default: one a core)."
+)
+def serve(host: str, port: int, data_dir: Path, slots: int | None) -> None:
+    """Start the service. Stop it with Ctrl-C: running jobs go on and are taken up again by the next start."""
+    from app.main import StartError
+    from app.main import serve as run_service
+    from app.settings import Settings
+
+    values = {"host": host, "port": port, "data_dir": data_dir} | ({"num_slots": slots} if slots else {})
+    try:
+        run_service(Settings(**values))  # type: ignore[arg-type]
+    except StartError as error:
+        raise click.ClickException(str(error)) from None

@@ -1,0 +1,115 @@
+"""Documents out of files: the bundled corpus, .txt, .jsonl (plain, .gz, .xz) and .parquet.
+
+Every reader yields texts one at a time, so a corpus larger than memory passes through. A .txt file is cut at blank
+lines into documents of about :data:`TEXT_DOCUMENT_BYTES`, because train and validation are split by document.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet")
+TEXT_DOCUMENT_BYTES = 50_000
+
+
+class CorpusError(ValueError):
+    """A corpus cannot be prepared; the message names the file, the limit and the mend."""
+
+
+def find_files(sources: tuple[str, ...]) -> list[Path]:
+    """The files of `sources` (folders are searched), sorted, each once.
+
+    Raises:
+        CorpusError: a source does not exist, has another suffix, or nothing is left.
+    """
+    files: set[Path] = set()
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            files.update(p for p in path.rglob("*") if p.is_file() and p.name.endswith(SUFFIXES))
+        elif not path.exists():
+            raise CorpusError(f"sources: {source} does not exist; give files or folders that do")
+        elif not path.name.endswith(SUFFIXES):
+            raise CorpusError(f"sources: {source} is none of {', '.join(SUFFIXES)}; convert it to one of them")
+        else:
+            files.add(path)
+    if not files:
+        raise CorpusError(f"sources: no {', '.join(SUFFIXES)} file in {', '.join(sources)}; give at least one")
+    return sorted(files)
+
+
+def read_documents(path: Path, text_column: str) -> Iterator[str]:
+    """The texts of one file, in its order.
+
+    Raises:
+        CorpusError: the file is not what its name says, or a row has no text.
+    """
+    try:
+        if path.suffix == ".parquet":
+            yield from _read_parquet(path, text_column)
+        elif path.suffix == ".txt":
+            with open(path, encoding="utf-8") as file:
+                yield from _cut_text(file)
+        else:
+            opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+            with opener(path, "rt", encoding="utf-8") as file:
+                yield from _read_jsonl(file, path, text_column)
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is not UTF-8 at byte {error.start}; convert it first") from None
+    except (lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+        raise CorpusError(f"{path} is damaged ({error}); fetch it again") from None
+
+
+def _cut_text(file: IO[str]) -> Iterator[str]:
+    lines: list[str] = []
+    size = 0
+    for line in file:
+        lines.append(line)
+        size += len(line)
+        if size >= TEXT_DOCUMENT_BYTES and not line.strip():
+            yield "".join(lines)
+            lines, size = [], 0
+    if lines:
+        yield "".join(lines)
+
+
+def _read_jsonl(file: IO[str], path: Path, text_column: str) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise CorpusError(f"{path} line {number} is not JSON ({error.msg}); mend or drop the line") from None
+        text = row.get(text_column) if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            raise CorpusError(f"{path} line {number} has no text in {text_column!r}; name the column with text_column")
+        yield text
+
+
+def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise CorpusError(f"{path} is not a Parquet file ({error}); fetch it again") from None
+    with table:
+        if text_column not in table.schema_arrow.names:
+            names = ", ".join(table.schema_arrow.names)
+            raise CorpusError(f"{path} has no column {text_column!r}, only {names}; name one with text_column")
+        row = 0
+        for batch in table.iter_batches(columns=[text_column], batch_size=256):
+            for text in batch.column(0).to_pylist():
+                row += 1
+                if not isinstance(text, str):
+                    raise CorpusError(
+                        f"{path} row {row} has no text in {text_column!r}; drop it or name another column"
+                    )
+                yield text

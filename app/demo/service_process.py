@@ -1,0 +1,64 @@
+"""The real service as a process of its own, on a free loopback port."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.client import Growthlaw, NoService
+
+START_SECONDS = 60.0
+LOG_FILE = "service.log"
+
+
+class ServiceDidNotStart(Exception):
+    """The message holds what the service said."""
+
+
+@contextlib.contextmanager
+def running_service(data_dir: Path) -> Iterator[Growthlaw]:
+    """`growthlaw serve` over `data_dir` while the block runs, and a client of it.
+
+    Raises:
+        ServiceDidNotStart: with the service's own words.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    log_path = data_dir / LOG_FILE
+    with open(log_path, "wb") as log:
+        # A session of its own: Ctrl-C reaches the demo alone, which then ends things in order.
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data-dir", str(data_dir)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        with _connect(process, data_dir, log_path) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def _connect(process: subprocess.Popen[bytes], data_dir: Path, log_path: Path) -> Growthlaw:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            said = log_path.read_text(encoding="utf-8", errors="replace").strip()
+            raise ServiceDidNotStart(
+                said.removeprefix("Error: ") or f"the service ended with exit code {process.returncode}"
+            )
+        with contextlib.suppress(OSError, ValueError, NoService):
+            service = json.loads((data_dir / "service.json").read_text(encoding="utf-8"))
+            if service["pid"] == process.pid:
+                client = Growthlaw(service["url"])
+                client.health()
+                return client
+        time.sleep(0.05)
+    raise ServiceDidNotStart(f"the service did not answer within {START_SECONDS:.0f} s; see {log_path}")

@@ -1,0 +1,130 @@
+"""A growth design and its controls at equal FLOPs, as engine specs.
+
+    C = B f_target          B token budget, f training FLOPs a token (fitting.flops)
+    D = (C - d f_base) / f_target          grown tokens
+    D_base = C / f_base                    the base alone, a smaller model given the same compute
+
+Every length is rounded to whole batches, so arms differ by at most one batch of the target each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from app.contract import EvaluationSpec, GrowthSpec, ModelSpec, Spec, TrainingSpec
+from fitting.errors import InputError
+from fitting.flops import flops_per_token
+
+ROLES = ("grown", "scratch", "base_only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowthDesign:
+    """What a user asks of `POST /grow`, with the corpus resolved.
+
+    ``training.tokens`` is ignored: every arm gets its own from the token budget.
+    """
+
+    name: str
+    cohort: str
+    corpus: str
+    corpus_dir: str
+    target_model: ModelSpec
+    num_base_layers: int
+    growth_timing_tokens: int
+    token_budget: int
+    training: TrainingSpec
+    order: str
+    optimizer_state_policy: str
+    evaluation: EvaluationSpec
+    init_seed: int
+    data_seed: int
+    device: str
+    precision: str
+    checkpoint_every_tokens: int
+
+    @property
+    def base_model(self) -> ModelSpec:
+        return replace(self.target_model, num_layers=self.num_base_layers)
+
+    @property
+    def budget_flops(self) -> float:
+        return self.token_budget * flops_per_token(self.target_model)
+
+
+def arm_spec(design: GrowthDesign, role: str, run_id: str) -> Spec:
+    """The spec of one arm.
+
+    Raises:
+        InputError: the budget cannot pay for the base, or a length is below one batch.
+    """
+    batch_tokens = design.training.batch_sequences * design.target_model.context_length
+    f_target, f_base = flops_per_token(design.target_model), flops_per_token(design.base_model)
+    budget_tokens = _whole_batches(design.token_budget, batch_tokens, "token_budget")
+    timing_tokens = _whole_batches(design.growth_timing_tokens, batch_tokens, "growth_timing_tokens")
+    growth: GrowthSpec | None = None
+    model = design.target_model
+    if role == "grown":
+        base_flops = timing_tokens * f_base
+        tokens = (design.budget_flops - base_flops) / f_target
+        if tokens < batch_tokens:
+            latest = (design.budget_flops - batch_tokens * f_target) / f_base
+            raise InputError(
+                "growth_timing_tokens",
+                f"is {design.growth_timing_tokens:,}, but a base trained that long costs {base_flops:.3g} of the budget's "
+                f"{design.budget_flops:.3g} FLOPs and leaves no batch for the target",
+                f"grow before {max(latest, 0):,.0f} tokens or raise token_budget",
+            )
+        growth = GrowthSpec(
+            num_base_layers=design.num_base_layers,
+            growth_timing_tokens=timing_tokens,
+            order=design.order,
+            optimizer_state_policy=design.optimizer_state_policy,  # type: ignore[arg-type]
+        )
+    elif role == "scratch":
+        tokens = float(budget_tokens)
+    else:
+        assert role == "base_only", role
+        model = design.base_model
+        tokens = design.budget_flops / f_base
+    return Spec(
+        run_id=run_id,
+        name=f"{design.name}-{role.replace('_', '-')}",
+        cohort=design.cohort,
+        corpus=design.corpus,
+        corpus_dir=design.corpus_dir,
+        model=model,
+        growth=growth,
+        training=replace(design.training, tokens=_whole_batches(tokens, batch_tokens, "token_budget")),
+        evaluation=design.evaluation,
+        init_seed=design.init_seed,
+        data_seed=design.data_seed,
+        device=design.device,  # type: ignore[arg-type]
+        precision=design.precision,  # type: ignore[arg-type]
+        checkpoint_every_tokens=design.checkpoint_every_tokens,
+    )
+
+
+def total_tokens(spec: Spec) -> int:
+    """Tokens that a run reads from its corpus, all phases together."""
+    return spec.training.tokens + (spec.growth.growth_timing_tokens if spec.growth else 0)
+
+
+def total_flops(spec: Spec) -> float:
+    """Training FLOPs of a whole run."""
+    flops = spec.training.tokens * flops_per_token(spec.model)
+    if spec.growth is not None:
+        base = replace(spec.model, num_layers=spec.growth.num_base_layers)
+        flops += spec.growth.growth_timing_tokens * flops_per_token(base)
+    return flops
+
+
+def _whole_batches(tokens: float, batch_tokens: int, field: str) -> int:
+    batches = round(tokens / batch_tokens)
+    if batches < 1:
+        raise InputError(
+            field,
+            f"is {tokens:,.0f} tokens, but one batch (batch_sequences x context_length) is {batch_tokens:,}",
+            "raise it or make the batch smaller",
+        )
+    return batches * batch_tokens

@@ -1,0 +1,130 @@
+"""Putting jobs into the queue: the spec is on disk before the row, so a claimed job always finds it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from app.contract import SPEC_FILE, CorpusSpec, Spec, to_dict, write_json_atomically
+from app.corpus.shards import Manifest
+from app.jobs.headers import DECISION_METRIC, decision_dataset, recipe_of, run_row
+from app.store import jobs as job_store
+from app.store import runs as run_store
+from app.store.database import Database
+from app.store.ids import new_id
+from app.store.tables import CohortRow, JobRow
+
+
+class CohortMismatch(ValueError):
+    """A run's recipe differs from its cohort's, so its loss could not be compared with the others'."""
+
+
+def enqueue_arms(
+    database: Database,
+    runs_dir: Path,
+    specs: Mapping[str, Spec],
+    manifest: Manifest,
+    *,
+    priority: int,
+    idempotency_key: str | None,
+) -> dict[str, JobRow]:
+    """Queue the arms of one design (role -> spec) as a group; the scratch arm is the others' control.
+
+    Raises:
+        CohortMismatch: the cohort holds runs of another recipe; nothing is queued.
+        OSError: a spec cannot be written; nothing is queued.
+    """
+    group_id = new_id("group")
+    control = specs.get("scratch")
+    rows = {}
+    for place, (role, spec) in enumerate(specs.items()):
+        rows[role] = JobRow(
+            id=new_id("job"),
+            kind="growth",
+            name=spec.name,
+            role=role,
+            group_id=group_id,
+            run_id=spec.run_id,
+            cohort=spec.cohort,
+            control_run_id=control.run_id if control is not None and role != "scratch" else None,
+            state="queued",
+            priority=priority,
+            run_dir=str((runs_dir / spec.run_id).resolve()),
+            spec=json.dumps(to_dict(spec)),
+            idempotency_key=f"{idempotency_key}/{place}" if idempotency_key is not None else None,
+        )
+    recipe = recipe_of(next(iter(specs.values())), manifest)
+    written: list[Path] = []
+    try:
+        for role, spec in specs.items():
+            written.append(_write_spec(Path(rows[role].run_dir), spec))
+        with database.write() as session:
+            _join_cohort(session, next(iter(specs.values())), recipe)
+            for role, row in rows.items():
+                run_store.add_run(session, run_row(specs[role], manifest, row.control_run_id))
+                job_store.add_job(session, row)
+    except BaseException:
+        for run_dir in written:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
+    return rows
+
+
+def enqueue_corpus(database: Database, runs_dir: Path, spec: CorpusSpec) -> JobRow:
+    """Queue a corpus preparation."""
+    row = JobRow(
+        id=spec.run_id,
+        kind="corpus",
+        name=spec.name,
+        role="corpus",
+        state="queued",
+        priority=0,
+        run_dir=str((runs_dir / spec.run_id).resolve()),
+        spec=json.dumps(to_dict(spec)),
+    )
+    run_dir = _write_spec(Path(row.run_dir), spec)
+    try:
+        with database.write() as session:
+            job_store.add_job(session, row)
+    except BaseException:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        raise
+    return row
+
+
+def _write_spec(run_dir: Path, spec: Spec | CorpusSpec) -> Path:
+    run_dir.mkdir(parents=True)
+    write_json_atomically(run_dir / SPEC_FILE, to_dict(spec))
+    return run_dir
+
+
+def _join_cohort(session: Session, spec: Spec, recipe: dict[str, object]) -> None:
+    recipe_hash = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    cohort = run_store.get_cohort(session, spec.cohort)
+    if cohort is None:
+        run_store.add_cohort(
+            session,
+            CohortRow(
+                name=spec.cohort,
+                recipe=json.dumps(recipe, sort_keys=True),
+                recipe_hash=recipe_hash,
+                decision_metric=DECISION_METRIC,
+                decision_dataset=decision_dataset(spec.corpus),
+            ),
+        )
+    elif cohort.recipe_hash != recipe_hash:
+        known = json.loads(cohort.recipe)
+        differences = ", ".join(
+            f"{field} {recipe.get(field)!r} against {known.get(field)!r}"
+            for field in sorted(known.keys() | recipe.keys())
+            if known.get(field) != recipe.get(field)
+        )
+        raise CohortMismatch(
+            f"cohort {spec.cohort!r} holds runs of another recipe ({differences}), and losses are compared only within "
+            "one; give this design another cohort name, or the cohort's recipe"
+        )

@@ -1,0 +1,143 @@
+"""The service: the app factory, and running it on a free port or saying why it cannot."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from app.api import corpora, grow, guidelines, health, jobs, problems, recommend, runs
+from app.api.service import Service
+from app.contract import write_json_atomically
+from app.guidelines.refitter import Refitter
+from app.jobs.supervisor import Supervisor
+from app.settings import LOOPBACK_HOSTS, Settings
+from app.store.database import Database
+
+SERVICE_FILE = "service.json"
+LOCK_FILE = "service.lock"
+
+
+class StartError(Exception):
+    """The service cannot start; the message says why and what to do."""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service over `settings.data_dir`; its launcher loop runs while the app does."""
+    database = Database(settings.database_url)
+    refitter = Refitter(database)
+    supervisor = Supervisor(database, num_slots=settings.num_slots, on_run_ended=refitter.ask)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        for folder in (settings.data_dir, settings.runs_dir, settings.corpora_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+        database.migrate()
+        refitter.start()
+        supervisor.start()
+        yield
+        supervisor.stop()
+        refitter.stop()
+        database.close()
+
+    app = FastAPI(
+        title="Growthlaw",
+        version=version("growthlaw"),
+        summary="Whether, when and by how much to grow a model during pre-training, learned from your own runs.",
+        lifespan=lifespan,
+    )
+    app.state.service = Service(settings, database, supervisor)
+    # A page of another site must not reach a loopback service through a name that it lets point here.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS, "[::1]", "testserver"])
+    problems.install(app)
+    for module in (recommend, grow, jobs, runs, guidelines, corpora, health):
+        app.include_router(module.router)
+    return app
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM. With port 0 a free one is taken; `service.json` tells which.
+
+    Raises:
+        StartError: the host is not loopback, the port or the data directory is in use or cannot be used.
+    """
+    if settings.host not in LOOPBACK_HOSTS:
+        raise StartError(
+            f"--host is {settings.host}, but without API keys the service listens on loopback only "
+            f"({', '.join(LOOPBACK_HOSTS)}); put a proxy that checks who asks in front of it"
+        )
+    with _locked(settings.data_dir), _bound_socket(settings.host, settings.port) as listener:
+        _log_to_stderr()
+        port = listener.getsockname()[1]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        url = f"http://{host}:{port}"
+        service_file = settings.data_dir / SERVICE_FILE
+        write_json_atomically(service_file, {"url": url, "pid": os.getpid()})
+        try:
+            config = uvicorn.Config(
+                create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=5
+            )
+            structlog.get_logger().info("serving", url=url, docs=f"{url}/docs", data_dir=str(settings.data_dir))
+            # uvicorn shuts down in order and then raises the signal again, which must not cut the clean-up short.
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, lambda *_: sys.exit(0))
+            uvicorn.Server(config).run(sockets=[listener])
+        finally:
+            service_file.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(data_dir: Path) -> Iterator[None]:
+    """One service a data directory: two would start the same jobs."""
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = open(data_dir / LOCK_FILE, "w")  # noqa: SIM115 - held until the service ends
+    except OSError as error:
+        raise StartError(f"--data-dir {data_dir} cannot be used ({error.strerror}); choose another") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StartError(
+                f"--data-dir {data_dir} is in use by another growthlaw service; stop it, or choose another directory"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with listener:
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise StartError(
+                f"--port {port} on {host} cannot be used ({error.strerror}); stop what listens there or choose another "
+                "(--port 0 takes a free one)"
+            ) from None
+        yield listener
+
+
+def _log_to_stderr() -> None:
+    on_terminal = sys.stderr.isatty()
+    renderer = structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
+    shared: list[structlog.typing.Processor] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
+    structlog.configure(
+        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    # uvicorn's own messages (start, stop, a crash in a route) take the same way.
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")

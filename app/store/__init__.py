@@ -1,0 +1,1 @@
+"""What Growthlaw keeps: tables, migrations and every query. Nothing outside this room writes SQL."""

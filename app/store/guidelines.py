@@ -1,0 +1,45 @@
+"""Queries on guideline versions. Every version stays addressable; at most one a cohort is active."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app.store.tables import GuidelineRow
+
+
+def next_version(session: Session, cohort: str) -> int:
+    newest = session.scalar(select(func.max(GuidelineRow.version)).where(GuidelineRow.cohort == cohort))
+    return (newest or 0) + 1
+
+
+def add_guideline(session: Session, guideline: GuidelineRow) -> None:
+    """Store a version; if it is active, the one before steps back."""
+    if guideline.is_active:
+        session.execute(update(GuidelineRow).where(GuidelineRow.cohort == guideline.cohort).values(is_active=False))
+    session.add(guideline)
+    session.flush()
+
+
+def get_guideline(session: Session, guideline_id: str) -> GuidelineRow | None:
+    return session.get(GuidelineRow, guideline_id)
+
+
+def active_guideline(session: Session, cohort: str) -> GuidelineRow | None:
+    return session.scalars(
+        select(GuidelineRow).where(GuidelineRow.cohort == cohort, GuidelineRow.is_active)
+    ).one_or_none()
+
+
+def list_guidelines(
+    session: Session, *, cohort: str | None = None, after: str | None = None, limit: int
+) -> Sequence[GuidelineRow]:
+    """Versions, newest first; `after` is the last id of the page before."""
+    query = select(GuidelineRow).order_by(GuidelineRow.id.desc()).limit(limit)
+    if cohort is not None:
+        query = query.where(GuidelineRow.cohort == cohort)
+    if after is not None:
+        query = query.where(GuidelineRow.id < after)
+    return session.scalars(query).all()

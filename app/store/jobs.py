@@ -1,0 +1,127 @@
+"""Queries on jobs and their events. A job is claimed by one statement, so two launchers never start the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from app.contract import EventLine
+from app.store.tables import JobEventRow, JobRow, utc_now
+
+STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
+ENDED_STATES = ("succeeded", "failed", "cancelled")
+
+
+def add_job(session: Session, job: JobRow) -> None:
+    session.add(job)
+    session.flush()
+    add_event(session, job.id, "queued", f"{job.name} waits for a free slot")
+
+
+def get_job(session: Session, job_id: str) -> JobRow | None:
+    return session.get(JobRow, job_id)
+
+
+def find_by_idempotency_key(session: Session, key: str) -> Sequence[JobRow]:
+    """The jobs that one request made; the key of each is `key` and its place in the request."""
+    return session.scalars(
+        select(JobRow).where(JobRow.idempotency_key.startswith(key + "/", autoescape=True)).order_by(JobRow.id)
+    ).all()
+
+
+def list_jobs(
+    session: Session,
+    *,
+    states: Iterable[str] = (),
+    group_id: str | None = None,
+    after: str | None = None,
+    limit: int,
+) -> Sequence[JobRow]:
+    """Jobs, newest first; `after` is the last id of the page before."""
+    query = select(JobRow).order_by(JobRow.id.desc()).limit(limit)
+    if states := tuple(states):
+        query = query.where(JobRow.state.in_(states))
+    if group_id is not None:
+        query = query.where(JobRow.group_id == group_id)
+    if after is not None:
+        query = query.where(JobRow.id < after)
+    return session.scalars(query).all()
+
+
+def running_jobs(session: Session) -> Sequence[JobRow]:
+    return session.scalars(select(JobRow).where(JobRow.state == "running").order_by(JobRow.id)).all()
+
+
+def claim_next_job(session: Session) -> JobRow | None:
+    """Take the first queued job, highest priority first, oldest first, and mark it running."""
+    first = select(JobRow.id).where(JobRow.state == "queued").order_by(JobRow.priority.desc(), JobRow.id).limit(1)
+    claim = (
+        update(JobRow)
+        .where(JobRow.id == first.with_for_update(skip_locked=True).scalar_subquery(), JobRow.state == "queued")
+        .values(state="running", wish=None, num_attempts=JobRow.num_attempts + 1, started_at=utc_now(), reason="")
+        .returning(JobRow)
+    )
+    return session.scalars(claim).one_or_none()
+
+
+def set_state(session: Session, job_id: str, state: str, reason: str = "", **values: Any) -> None:
+    """Move a job to another state and tell its story."""
+    ended = {"finished_at": utc_now()} if state in ENDED_STATES else {}
+    if state != "running":
+        values |= {"pid": None, "process_started_at": None, "wish": None}
+    session.execute(update(JobRow).where(JobRow.id == job_id).values(state=state, reason=reason, **ended, **values))
+    add_event(session, job_id, state, reason)
+
+
+def set_values(session: Session, job_id: str, **values: Any) -> None:
+    session.execute(update(JobRow).where(JobRow.id == job_id).values(**values))
+
+
+def add_event(session: Session, job_id: str, event: str, message: str) -> None:
+    session.add(JobEventRow(job_id=job_id, time=utc_now(), event=event, message=message))
+    session.flush()
+
+
+def add_event_lines(session: Session, job_id: str, lines: Iterable[EventLine]) -> None:
+    """Store the events that the job's process wrote."""
+    for line in lines:
+        session.add(
+            JobEventRow(
+                job_id=job_id,
+                time=line.time,
+                event=line.event,
+                message=line.message,
+                phase=line.phase,
+                tokens=line.tokens,
+            )
+        )
+    session.flush()
+
+
+def list_events(session: Session, job_id: str, *, after_id: int = 0, limit: int = 1000) -> Sequence[JobEventRow]:
+    query = (
+        select(JobEventRow)
+        .where(JobEventRow.job_id == job_id, JobEventRow.id > after_id)
+        .order_by(JobEventRow.id)
+        .limit(limit)
+    )
+    return session.scalars(query).all()
+
+
+def last_events(session: Session, job_id: str, limit: int) -> Sequence[JobEventRow]:
+    """The newest events, newest first."""
+    query = select(JobEventRow).where(JobEventRow.job_id == job_id).order_by(JobEventRow.id.desc()).limit(limit)
+    return session.scalars(query).all()
+
+
+def last_process_event(session: Session, job_id: str, events: Iterable[str]) -> JobEventRow | None:
+    query = (
+        select(JobEventRow)
+        .where(JobEventRow.job_id == job_id, JobEventRow.event.in_(tuple(events)))
+        .order_by(JobEventRow.id.desc())
+        .limit(1)
+    )
+    return session.scalars(query).first()

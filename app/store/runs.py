@@ -1,0 +1,99 @@
+"""Queries on cohorts, runs and their points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from app.contract import MetricLine
+from app.store.tables import CohortRow, PointRow, RunRow
+from fitting.table import COLUMNS
+
+
+def get_cohort(session: Session, name: str) -> CohortRow | None:
+    return session.get(CohortRow, name)
+
+
+def add_cohort(session: Session, cohort: CohortRow) -> None:
+    session.add(cohort)
+    session.flush()
+
+
+def list_cohort_names(session: Session) -> Sequence[str]:
+    return session.scalars(select(CohortRow.name).order_by(CohortRow.name)).all()
+
+
+def add_run(session: Session, run: RunRow) -> None:
+    session.add(run)
+    session.flush()
+
+
+def finish_run(session: Session, run_id: str, **values: Any) -> None:
+    """Set a run's final columns."""
+    session.execute(update(RunRow).where(RunRow.run_id == run_id).values(**values))
+
+
+def get_run(session: Session, run_id: str) -> RunRow | None:
+    return session.get(RunRow, run_id)
+
+
+def list_runs(
+    session: Session, *, cohort: str | None = None, status: str | None = None, after: str | None = None, limit: int
+) -> Sequence[RunRow]:
+    """Runs, newest first; `after` is the last id of the page before."""
+    query = select(RunRow).order_by(RunRow.run_id.desc()).limit(limit)
+    if cohort is not None:
+        query = query.where(RunRow.cohort == cohort)
+    if status is not None:
+        query = query.where(RunRow.status == status)
+    if after is not None:
+        query = query.where(RunRow.run_id < after)
+    return session.scalars(query).all()
+
+
+def cohort_frame(session: Session, cohort: str) -> pd.DataFrame:
+    """The canonical table of a cohort's runs that have ended, in the order of their ids."""
+    columns = [getattr(RunRow, name) for name in COLUMNS]
+    query = select(*columns).where(RunRow.cohort == cohort, RunRow.status != "running").order_by(RunRow.run_id)
+    return pd.DataFrame([tuple(row) for row in session.execute(query)], columns=list(COLUMNS))
+
+
+def add_points(session: Session, run_id: str, lines: Iterable[MetricLine]) -> None:
+    """Store metric lines; a (run_id, seq) that is there already stays as it is."""
+    rows = [{"run_id": run_id} | vars(line) for line in lines]
+    if not rows:
+        return
+    dialect = session.get_bind().dialect.name
+    dialect_insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}.get(dialect, insert)
+    session.execute(dialect_insert(PointRow).on_conflict_do_nothing(index_elements=["run_id", "seq"]), rows)
+
+
+def list_points(
+    session: Session, run_id: str, *, metric: str | None = None, after_seq: int = -1, limit: int
+) -> Sequence[PointRow]:
+    """Points in the order of their seq, from behind `after_seq`."""
+    query = (
+        select(PointRow).where(PointRow.run_id == run_id, PointRow.seq > after_seq).order_by(PointRow.seq).limit(limit)
+    )
+    if metric is not None:
+        query = query.where(PointRow.metric == metric)
+    return session.scalars(query).all()
+
+
+def last_point(session: Session, run_id: str, metric: str) -> PointRow | None:
+    query = (
+        select(PointRow)
+        .where(PointRow.run_id == run_id, PointRow.metric == metric)
+        .order_by(PointRow.seq.desc())
+        .limit(1)
+    )
+    return session.scalars(query).first()
+
+
+def count_points(session: Session, run_id: str) -> int:
+    return session.scalar(select(func.count()).select_from(PointRow).where(PointRow.run_id == run_id)) or 0

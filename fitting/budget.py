@@ -1,0 +1,64 @@
+"""What a compute budget leaves for the target once the base is paid, under both accountings of the base.
+
+    D = (C - cost(d)) / f_target
+
+    cost(d) = rho f_base d                 charged
+    cost(d) = rho f_base max(d - t, 0)     sunk, the base has t tokens already
+    cost(d) = 0                            sunk, nothing known of the base
+
+========  ==================================================================  ==========
+symbol    meaning                                                             unit
+========  ==================================================================  ==========
+d, D      growth timing, grown tokens                                         tokens
+C         compute budget, in FLOPs at the target's utilisation                FLOPs
+f         training FLOPs per token                                            FLOPs
+t         tokens that an existing base was trained on                         tokens
+rho       utilisation of the target over that of the base                     -
+========  ==================================================================  ==========
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fitting.layers import BaseOption, Target
+
+Array = NDArray[np.float64]
+
+# Earliest and latest timings worth a look, as shares of what the whole budget would buy of the base.
+_EARLIEST, _LATEST = 1e-4, 0.995
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """A target, its compute budget and the accounting of the base's compute."""
+
+    target: Target
+    compute_flops: float
+    base_is_sunk: bool = False
+    existing_base_tokens: float | None = None
+    base_cost_factor: float = 1.0
+
+    def timings(self, base: BaseOption) -> tuple[float, float] | None:
+        """Earliest and latest d to search, None where the budget cannot pay for the base."""
+        affordable = self.compute_flops / (self.base_cost_factor * base.flops_per_token)
+        have = self.existing_base_tokens or 0.0
+        latest = _LATEST * affordable + (have if self.base_is_sunk else 0.0)
+        earliest = max(_EARLIEST * affordable, have)
+        return (earliest, latest) if earliest < latest else None
+
+    def paid_tokens(self, timing_tokens: ArrayLike) -> Array:
+        """The base's tokens that count against C, (R,)."""
+        timings = np.asarray(timing_tokens, dtype=np.float64)
+        if not self.base_is_sunk:
+            return timings
+        have = self.existing_base_tokens
+        return np.zeros_like(timings) if have is None else np.maximum(timings - have, 0.0)
+
+    def grown_tokens(self, base: BaseOption, timing_tokens: ArrayLike) -> Array:
+        """D (R,) of timings (R,); not above 0 where the base costs the whole budget."""
+        cost = self.base_cost_factor * base.flops_per_token * self.paid_tokens(timing_tokens)
+        return np.asarray((self.compute_flops - cost) / self.target.flops_per_token)

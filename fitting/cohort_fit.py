@@ -1,0 +1,136 @@
+"""Fit a cohort's losses: its own scratch law from its controls, growth terms from its pairs on top of borrowed ones.
+
+    draw k: theta_k from the cluster bootstrap of the scratch law, (ln kappa, c, ln p)_k given theta_k and the pairs
+
+Scratch laws share the draws by their extrapolation weight (``fitting.scratch``). With fewer rows than it takes to
+compare laws by extrapolation the law with the fewest parameters, Chinchilla's, stands alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fitting.drawn_losses import DrawnLosses, Group
+from fitting.growth_laws import with_offsets
+from fitting.growth_terms import BORROWING_LAW, SOURCES, borrowed_prior, draw_terms, evidence
+from fitting.guideline import Noise, ObservedPair, ObservedSingle
+from fitting.scratch import AveragedScratchFit, ScratchFit, fit_scratch_law
+from fitting.scratch_rows import ScratchRows
+
+NUM_DRAWS = 200
+# A bootstrap of fewer cells is mostly degenerate resamples, and weights need rows on both sides of a cut.
+ROWS_FOR_A_LAW = 6
+ROWS_TO_COMPARE_LAWS = 12
+_FEWEST_DRAWS_A_LAW = 20
+# Draws of the scratch law that miss the observed cells by more than this many times the median miss are resamples
+# that lost what held them, such as every run of a size.
+_LOST_RATIO = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortFit:
+    """The fitted losses, the names and weights of their scratch laws, what was borrowed, and sentences of caution."""
+
+    losses: DrawnLosses
+    law: str
+    borrowed: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def fit_cohort(
+    pairs: Sequence[ObservedPair],
+    singles: Sequence[ObservedSingle],
+    noise: Noise,
+    *,
+    seed: int,
+    num_draws: int = NUM_DRAWS,
+) -> CohortFit:
+    """Fit scratch law and growth terms.
+
+    Raises:
+        ValueError: the controls cannot identify a scratch law; the message counts what is missing.
+    """
+    rows = _scratch_rows(singles)
+    if len(rows) < ROWS_FOR_A_LAW:
+        raise ValueError(
+            f"a scratch law needs {ROWS_FOR_A_LAW} controls of different size or tokens, {len(rows)} found"
+        )
+    fits, weights, warnings = _scratch_fits(rows, seed, num_draws)
+    run_noise = max(noise.sd_nats, _residual_sd(fits, weights, rows))
+    seen = evidence(pairs, run_noise) if pairs else None
+    groups = []
+    for name, fit in fits.items():
+        draws = _sound(fit, rows)
+        share = max(1, round(weights[name] * num_draws))
+        curve = with_offsets(
+            fit.law, draws[np.arange(share) % len(draws)], rows.num_params, rows.tokens, rows.loss_nats
+        )
+        terms = draw_terms(curve, seen, borrowed_prior(), seed)
+        groups.append(Group(curve=curve, growth=BORROWING_LAW, growth_draws=terms))
+    named = " + ".join(f"{weights[name]:.0%} {name}" if len(fits) > 1 else name for name in fits)
+    return CohortFit(
+        losses=DrawnLosses(groups=tuple(groups), run_noise_nats=run_noise),
+        law=f"{BORROWING_LAW.name} on {named}",
+        borrowed=_borrowed(len(pairs)),
+        warnings=tuple(warnings),
+    )
+
+
+def _scratch_rows(singles: Sequence[ObservedSingle]) -> ScratchRows:
+    ordered = sorted(singles, key=lambda single: single.compute_flops)
+    return ScratchRows(
+        num_params=np.array([single.params for single in ordered], dtype=np.float64),
+        tokens=np.array([single.tokens for single in ordered], dtype=np.float64),
+        loss_nats=np.array([single.loss_nats for single in ordered], dtype=np.float64),
+        clusters=np.array([" ".join(single.run_ids) for single in ordered]),
+    )
+
+
+def _scratch_fits(
+    rows: ScratchRows, seed: int, num_draws: int
+) -> tuple[dict[str, ScratchFit], dict[str, float], list[str]]:
+    """The scratch laws with weight, bootstrapped, their weights, and their warnings."""
+    weights = {"chinchilla": 1.0}
+    warnings: list[str] = []
+    if len(rows) >= ROWS_TO_COMPARE_LAWS:
+        averaged = fit_scratch_law(rows, "auto")
+        assert isinstance(averaged, AveragedScratchFit)
+        # A law with a sliver of weight would get a handful of draws, too few for an interval of its own.
+        kept = {name: weight for name, weight in averaged.weights.items() if weight * num_draws >= _FEWEST_DRAWS_A_LAW}
+        weights = {name: weight / sum(kept.values()) for name, weight in kept.items()}
+    fits = {}
+    for name, weight in weights.items():
+        count = max(_FEWEST_DRAWS_A_LAW, round(1.3 * weight * num_draws))
+        fit = fit_scratch_law(rows, name, bootstrap=count, seed=seed)
+        assert isinstance(fit, ScratchFit)
+        fits[name] = fit
+        warnings += fit.warnings
+    return fits, weights, [f"Scratch law: {sentence}." for sentence in dict.fromkeys(warnings)]
+
+
+def _sound(fit: ScratchFit, rows: ScratchRows) -> np.ndarray:
+    """The bootstrap draws that still describe the cells."""
+    assert fit.draws is not None
+    draws = fit.draws.params
+    miss = np.median(np.abs(fit.law.loss(draws, rows.num_params, rows.tokens) - rows.loss_nats), axis=1)
+    return np.asarray(draws[miss <= _LOST_RATIO * np.median(miss)])
+
+
+def _residual_sd(fits: dict[str, ScratchFit], weights: dict[str, float], rows: ScratchRows) -> float:
+    """Residual standard deviation of a run around the laws in nats, from the median absolute residual."""
+    predicted = sum(weights[name] * fit.predict(rows.num_params, rows.tokens) for name, fit in fits.items())
+    freedom = max(1, len(rows) - max(fit.law.num_parameters for fit in fits.values()))
+    return float(1.4826 * np.median(np.abs(predicted - rows.loss_nats)) * np.sqrt(len(rows) / freedom))
+
+
+def _borrowed(num_pairs: int) -> tuple[str, ...]:
+    sources = ", ".join(SOURCES)
+    if num_pairs == 0:
+        return (f"Growth terms (kappa, c, p) are borrowed from: {sources}; widened, as this cohort has no grown run.",)
+    return (
+        f"Growth terms (kappa, c, p) start from a prior borrowed from: {sources}; {num_pairs} pair(s) of this cohort "
+        "moved them.",
+    )

@@ -1,0 +1,145 @@
+"""The losses of a fitted guideline, read back from its JSON: draws of scratch curves, each with its growth terms.
+
+    laws = {"groups": [{"scratch", "scratch_draws", "offsets", "growth", "growth_draws"}, ...], "run_noise_nats"}
+
+========  ===========================================================================  =========
+symbol    meaning                                                                      shape
+========  ===========================================================================  =========
+K         draws over all groups; a group's share of them is the weight of its laws     -
+R         rows asked about                                                             -
+========  ===========================================================================  =========
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fitting.growth_laws import GROWTH_LAWS, GrowthLaw, GrowthPoints, Prepared, ScratchCurve
+from fitting.growth_laws.scratch_curve import TargetOffset
+from fitting.laws import scratch_law
+from fitting.laws.base import Array
+
+# Offsets bend the curve by a few per cent at most, so its inverse settles in a few rounds.
+_INVERSE_ROUNDS = 4
+_SAME_SIZE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One scratch curve with its draws (k, P), one growth law that may choose timings, and its draws (k, Q)."""
+
+    curve: ScratchCurve
+    growth: GrowthLaw
+    growth_draws: Array
+
+    def __len__(self) -> int:
+        return len(self.curve.params)
+
+    def grown(self, points: GrowthPoints) -> Array:
+        """(k, R)."""
+        prepared = Prepared.of(points, self.curve)
+        return self.growth.grown_loss_and_gradient(self.growth_draws, prepared)[0]
+
+    def scratch_tokens(self, params: float, losses: Array) -> Array:
+        """Tokens (k, R) at which the curve of ``params`` reaches ``losses`` (k, R)."""
+        smooth = self.curve.smooth_tokens_for_loss
+        tokens = smooth(params, losses)
+        for offset in self.curve.offsets:
+            if abs(params / offset.params - 1) < _SAME_SIZE:
+                for _ in range(_INVERSE_ROUNDS):
+                    known = np.where(np.isfinite(tokens), np.maximum(tokens, 1e-3), 1e30)
+                    tokens = smooth(params, losses * np.exp(-offset.at(known)[0]))
+        return tokens
+
+    def thinned(self, every: int) -> Group:
+        which = np.arange(0, len(self), every)
+        return Group(curve=self.curve.take(which), growth=self.growth, growth_draws=self.growth_draws[which])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnLosses:
+    """Draws of losses of all groups, one after the other; see ``fitting.recommendation.losses.Losses``."""
+
+    groups: Sequence[Group]
+    run_noise_nats: float
+
+    @property
+    def num_draws(self) -> int:
+        return sum(len(group) for group in self.groups)
+
+    @property
+    def law_of_draw(self) -> NDArray[np.int64]:
+        return np.concatenate([np.full(len(group), i) for i, group in enumerate(self.groups)])
+
+    def thinned(self, num_draws: int) -> DrawnLosses:
+        every = max(1, self.num_draws // num_draws)
+        groups = tuple(group.thinned(every) for group in self.groups)
+        return DrawnLosses(groups=groups, run_noise_nats=self.run_noise_nats)
+
+    def scratch(self, params: Array, tokens: Array) -> Array:
+        return np.concatenate([group.curve.loss(params, tokens) for group in self.groups])
+
+    def grown(self, target_params: float, base_params: Array, timing_tokens: Array, grown_tokens: Array) -> Array:
+        size = np.full(len(base_params), target_params)
+        points = GrowthPoints(
+            target_params=size,
+            base_params=base_params,
+            growth_factor=size / base_params,
+            timing_tokens=timing_tokens,
+            grown_tokens=grown_tokens,
+            # Only read for delta, which is taken against the scratch arm here.
+            scratch_tokens=grown_tokens,
+        )
+        return np.concatenate([group.grown(points) for group in self.groups])
+
+    def scratch_tokens(self, params: float, loss_nats: Array) -> Array:
+        ends = np.cumsum([len(group) for group in self.groups])
+        parts = np.split(loss_nats, ends[:-1])
+        return np.concatenate(
+            [group.scratch_tokens(params, part) for group, part in zip(self.groups, parts, strict=True)]
+        )
+
+
+def state_of(losses: DrawnLosses) -> dict[str, Any]:
+    """Plain JSON values that :func:`losses_of` reads back bit by bit."""
+    return {
+        "groups": [
+            {
+                "scratch": group.curve.law.name,
+                "scratch_draws": group.curve.params.tolist(),
+                "offsets": [
+                    {"params": offset.params, "knots": offset.knots.tolist(), "values": offset.values.tolist()}
+                    for offset in group.curve.offsets
+                ],
+                "growth": group.growth.name,
+                "growth_draws": group.growth_draws.tolist(),
+            }
+            for group in losses.groups
+        ],
+        "run_noise_nats": losses.run_noise_nats,
+    }
+
+
+def losses_of(state: Mapping[str, Any]) -> DrawnLosses:
+    """The losses of a guideline's ``laws``."""
+    groups = []
+    for group in state["groups"]:
+        offsets = tuple(
+            TargetOffset(params=offset["params"], knots=np.array(offset["knots"]), values=np.array(offset["values"]))
+            for offset in group["offsets"]
+        )
+        curve = ScratchCurve(
+            law=scratch_law(group["scratch"]),
+            params=np.array(group["scratch_draws"], dtype=np.float64),
+            offsets=offsets,
+        )
+        growth = GROWTH_LAWS[group["growth"]]
+        # A law without parameters has draws of no columns.
+        terms = np.array(group["growth_draws"], dtype=np.float64).reshape(len(curve.params), growth.num_parameters)
+        groups.append(Group(curve=curve, growth=growth, growth_draws=terms))
+    return DrawnLosses(groups=tuple(groups), run_noise_nats=float(state["run_noise_nats"]))

@@ -1,0 +1,1 @@
+"""Estimation and uncertainty: losses of residuals, batched minimisation, bootstrap, residual variance, identifiability."""

@@ -1,0 +1,140 @@
+"""The base models a target can be grown from, as layer lists.
+
+A target of L layers grown from l layers repeats the base: target layer i comes from base layer i mod l. Where l does
+not divide L, the whole base is repeated k = floor(L / l) times and its last r = L - k l layers follow once more, so
+the layer below the final norm stays the one it was trained under. The connection rate
+
+    R_c = neighbour links of the base kept in the target / (L - 1)
+
+says how much of the base survives (G_stack, arXiv 2405.15319, appendix on how to stack: 12-3456*5-56 has 78.3%).
+
+========  ======================================  =========
+symbol    meaning                                 unit
+========  ======================================  =========
+L, l      layers of the target, of the base       -
+g         growth factor L / l                     -
+R_c       connection rate                         -
+========  ======================================  =========
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from fitting.flops import Shape, flops_per_token, non_embedding_params
+
+# 2, 4 and 8 span what has been tried with success (G_stack: best between 2 and 4, one-layer bases lose).
+DEFAULT_GROWTH_FACTORS = (2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """The model wanted: by shape, or by its size (and perhaps its layers) alone.
+
+    ``flops_per_token`` follows ``fitting.flops`` where the shape is known (convention "flops_per_token"), else 6 N
+    (convention "6nd").
+    """
+
+    params: float
+    num_layers: int | None = None
+    shape: Shape | None = None
+
+    @property
+    def flops_convention(self) -> str:
+        return "6nd" if self.shape is None else "flops_per_token"
+
+    @cached_property
+    def flops_per_token(self) -> float:
+        return 6.0 * self.params if self.shape is None else flops_per_token(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseOption:
+    """One base a target can be grown from; ``growth_factor`` is the ratio of layers where layers are known."""
+
+    growth_factor: float
+    params: float
+    num_layers: int | None
+    order: str
+    connection_rate: float | None
+    flops_per_token: float
+
+    @property
+    def exact(self) -> bool:
+        """Every base layer is repeated equally often."""
+        return not self.order.startswith("list:")
+
+
+def stacked_layers(num_base_layers: int, num_target_layers: int) -> tuple[int, ...]:
+    """Source layer of every target layer: the base k times, then its last layers once more."""
+    if not 0 < num_base_layers <= num_target_layers:
+        raise ValueError(f"num_base_layers is {num_base_layers}, but it must lie in 1..{num_target_layers}")
+    copies, rest = divmod(num_target_layers, num_base_layers)
+    return tuple(range(num_base_layers)) * copies + tuple(range(num_base_layers - rest, num_base_layers))
+
+
+def connection_rate(layers: Sequence[int]) -> float:
+    """Share of the target's neighbour links that the base had."""
+    links = list(itertools.pairwise(layers))
+    return sum(after == before + 1 for before, after in links) / len(links) if links else 1.0
+
+
+def order_name(num_base_layers: int, num_target_layers: int) -> str:
+    """The ``order`` of the file contract: "stack" where l divides L, else an explicit list."""
+    if num_target_layers % num_base_layers == 0:
+        return "stack"
+    return "list:" + ",".join(map(str, stacked_layers(num_base_layers, num_target_layers)))
+
+
+def single_size_params(target: Target, num_layers: int) -> float:
+    """Non-embedding parameters of the target cut to ``num_layers``."""
+    if target.shape is not None:
+        return float(non_embedding_params(target.shape.with_layers(num_layers)))
+    assert target.num_layers is not None
+    return target.params * num_layers / target.num_layers
+
+
+def single_size_flops_per_token(target: Target, num_layers: int) -> float:
+    """Training FLOPs per token of the target cut to ``num_layers``."""
+    if target.shape is not None:
+        return flops_per_token(target.shape.with_layers(num_layers))
+    return 6.0 * single_size_params(target, num_layers)
+
+
+def base_options(target: Target, growth_factors: Sequence[float] | None = None) -> tuple[BaseOption, ...]:
+    """The bases to consider, by rising growth factor.
+
+    Args:
+        target: the model wanted.
+        growth_factors: factors asked for (default 2, 4, 8). Where layers are known each becomes the base with
+            round(L / g) layers, so the factor in the answer may differ from the one asked for; doubles are dropped.
+    """
+    factors = DEFAULT_GROWTH_FACTORS if growth_factors is None else growth_factors
+    if target.num_layers is None:
+        return tuple(
+            BaseOption(
+                growth_factor=float(g), params=target.params / g, num_layers=None, order="stack",
+                connection_rate=None, flops_per_token=6.0 * target.params / g,
+            )
+            for g in sorted(set(factors))
+        )  # fmt: skip
+    num_layers = {max(1, round(target.num_layers / g)) for g in factors}
+    return tuple(
+        base_of_layers(target, layers) for layers in sorted(num_layers, reverse=True) if layers < target.num_layers
+    )
+
+
+def base_of_layers(target: Target, num_layers: int) -> BaseOption:
+    """The base with ``num_layers`` layers of the target's width."""
+    assert target.num_layers is not None
+    return BaseOption(
+        growth_factor=target.num_layers / num_layers,
+        params=single_size_params(target, num_layers),
+        num_layers=num_layers,
+        order=order_name(num_layers, target.num_layers),
+        connection_rate=connection_rate(stacked_layers(num_layers, target.num_layers)),
+        flops_per_token=single_size_flops_per_token(target, num_layers),
+    )

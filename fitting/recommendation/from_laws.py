@@ -1,0 +1,328 @@
+"""The answer from fitted laws: every field from the same draws, under both accountings of the base's compute."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from fitting.budget import Budget
+from fitting.guideline import Guideline, Range
+from fitting.layers import BaseOption, base_options
+from fitting.recommendation import summaries
+from fitting.recommendation.answer import (
+    INTERVAL_LEVEL,
+    Accounting,
+    Alternative,
+    Decision,
+    Expected,
+    Fade,
+    FixedSize,
+    Flops,
+    Interval,
+    Recommendation,
+    Stakes,
+    base_model,
+    flops_of,
+    target_model,
+)
+from fitting.recommendation.arms import TIE_NATS, Arms, arms, fewest_flops
+from fitting.recommendation.losses import Losses
+from fitting.recommendation.optimum import Optimum, best_timings, timing_draws
+from fitting.recommendation.recipe import recipe
+from fitting.recommendation.request import Request
+from fitting.recommendation.support import Support, support
+from fitting.rules.gstack import FACTORS_FOUND_GOOD
+
+# A probability needs at least this many pairs that were predicted before they were seen.
+PAIRS_FOR_A_CHANCE = 10
+# The token budgets at which to show how the gain fades, as multiples of the one asked about.
+_FADE_BUDGETS = (0.25, 1.0, 4.0)
+_FADE_DRAWS, _BISECTION_DRAWS = 50, 50
+
+
+def answer_from_laws(request: Request, guideline: Guideline, losses: Losses) -> Recommendation:
+    """What the fitted laws say; the caller has checked that the guideline answers at this distance."""
+    if request.objective == "fewest_flops":
+        return _for_fewest_flops(request, guideline, losses)
+    target = request.target
+    bases = base_options(target, request.growth_factors)
+    budgets = {name: budget_of(request, base_is_sunk=name == "sunk") for name in ("charged", "sunk")}
+    weighed_arms = arms(losses, list(budgets.values()), bases, _smallest_run(guideline), _tried(guideline))
+    found = dict(zip(budgets, weighed_arms, strict=True))
+    budget, weighed = budgets[request.base_compute], found[request.base_compute]
+    best, decision = weighed.best, weighed.decision
+    graded = support(request, guideline, None if best is None else best.base.growth_factor)
+    far = graded.grade == "far"
+    grow = decision == "grow"
+    deltas = {name: _deltas(losses, arms_, far=far) for name, arms_ in found.items()}
+    base = best.base if best is not None and grow else None
+    timing = best.timing_tokens if best is not None and grow else None
+    delta = None if best is None else best.losses - weighed.scratch.losses
+    speedup = None
+    if best is not None:
+        charged = flops_of(budget, best.base, best.timing_tokens).total
+        assert charged is not None
+        speedup = summaries.speedups(losses, target, best.losses, charged)
+    return Recommendation(
+        guideline=guideline.summary(),
+        decision=decision,
+        growth_factor=None if base is None else base.growth_factor,
+        growth_timing_tokens=timing,
+        growth_timing_range=best.near_optimal if best is not None and grow else None,
+        growth_timing_interval=(
+            summaries.finite_interval(timing_draws(losses, budget, best)) if best is not None and grow else None
+        ),
+        order=None if base is None else base.order,
+        base_model=None if base is None else base_model(target, base),
+        target_model=target_model(target),
+        grown_tokens=best.grown_tokens if best is not None and grow else None,
+        flops=flops_of(budget, base, timing),
+        expected=_expected(guideline, losses, weighed, deltas[request.base_compute], speedup, budget),
+        best_fixed_size=FixedSize(
+            params=weighed.best_single.params,
+            num_layers=weighed.best_single.num_layers,
+            expected_loss_nats=weighed.best_single.loss_nats,
+        ),
+        target_oversized=weighed.oversized,
+        by_accounting={name: _accounting(arms_, deltas[name], budgets[name]) for name, arms_ in found.items()},
+        support=graded,
+        alternatives=_alternatives(request, guideline, weighed, deltas[request.base_compute], bases),
+        warnings=tuple(_warnings(request, guideline, weighed, graded)),
+        fade=_fade(request, guideline, losses, best),
+        decision_points=summaries.decision_points(losses, budget, best, by_law=far)
+        if best is not None and grow
+        else (),
+        stakes=_stakes(request, delta, speedup, budget),
+        recipe=recipe(guideline, target, best.base, best.timing_tokens, best.grown_tokens) if best and grow else {},
+        borrowed=guideline.borrowed,
+    )
+
+
+def budget_of(request: Request, *, base_is_sunk: bool, token_budget: float | None = None) -> Budget:
+    """The request's budget under one accounting, or another token budget with everything else the same."""
+    tokens = request.token_budget if token_budget is None else token_budget
+    return Budget(
+        target=request.target,
+        compute_flops=tokens * request.target.flops_per_token,
+        base_is_sunk=base_is_sunk,
+        existing_base_tokens=request.existing_base_tokens,
+        base_cost_factor=1.0 if request.hardware is None else request.hardware.base_cost_factor,
+    )
+
+
+def _smallest_run(guideline: Guideline) -> float | None:
+    return min((single.params for single in guideline.controls), default=None)
+
+
+def _tried(guideline: Guideline) -> Range:
+    """The factors behind the guideline; without grown runs of its own, those that the literature found good."""
+    return guideline.known.growth_factor or FACTORS_FOUND_GOOD
+
+
+# Mean and interval of grown - scratch by growth factor.
+Deltas = dict[float, tuple[float, Interval]]
+
+
+def _deltas(losses: Losses, weighed: Arms, *, far: bool) -> Deltas:
+    if not weighed.optima:
+        return {}
+    draws = np.stack([optimum.losses - weighed.scratch.losses for optimum in weighed.optima], axis=1)
+    spans = summaries.intervals(draws, np.sqrt(2) * losses.run_noise_nats, losses, by_law=far)
+    means = draws.mean(axis=0)
+    return {
+        optimum.base.growth_factor: (float(mean), span)
+        for optimum, mean, span in zip(weighed.optima, means, spans, strict=True)
+    }
+
+
+def _expected(
+    guideline: Guideline,
+    losses: Losses,
+    weighed: Arms,
+    deltas: Deltas,
+    speedup: summaries.Array | None,
+    budget: Budget,
+) -> Expected:
+    best = weighed.best
+    if best is None or speedup is None:
+        return Expected(basis="none: the budget cannot pay for any base on offer")
+    delta, span = deltas[best.base.growth_factor]
+    middle = summaries.finite_median(speedup)
+    held_out = guideline.held_out or {}
+    enough = held_out.get("num_pairs", 0) >= PAIRS_FOR_A_CHANCE
+    charged = "sunk" if budget.base_is_sunk else "charged"
+    return Expected(
+        basis=(
+            f"fitted: {guideline.basis.replace('_', '-')} losses, base compute {charged}, {losses.num_draws} draws, "
+            f"{INTERVAL_LEVEL:.0%} intervals for a single pair of runs"
+        ),
+        delta_nats=delta,
+        delta_interval=span,
+        speedup=middle,
+        speedup_interval=summaries.finite_interval(speedup),
+        saved_target_tokens=None if middle is None else middle * budget.compute_flops / budget.target.flops_per_token,
+        chance_growth_helps=float(np.mean(best.losses < weighed.scratch.losses)) if enough else None,
+    )
+
+
+def _accounting(weighed: Arms, deltas: Deltas, budget: Budget) -> Accounting:
+    best, decision = weighed.best, weighed.decision
+    reason = f"Scratch is expected to end at {weighed.scratch.loss_nats:.3f} nats"
+    if best is None:
+        return Accounting(decision=decision, reason=f"{reason}; the budget cannot pay for any base on offer.")
+    delta, span = deltas[best.base.growth_factor]
+    grow = decision == "grow"
+    reason += (
+        f", grown (g = {best.base.growth_factor:.3g}) at {best.loss_nats:.3f}, the best fixed size "
+        f"({weighed.best_single.params:.3g} parameters) at {weighed.best_single.loss_nats:.3f}."
+    )
+    if budget.base_is_sunk and budget.existing_base_tokens is None:
+        reason += " This holds where a base trained for d tokens exists anyway."
+    return Accounting(
+        decision=decision,
+        reason=reason,
+        growth_factor=best.base.growth_factor if grow else None,
+        growth_timing_tokens=best.timing_tokens if grow else None,
+        grown_tokens=best.grown_tokens if grow else None,
+        delta_nats=delta,
+        delta_interval=span,
+    )
+
+
+def _alternatives(
+    request: Request, guideline: Guideline, weighed: Arms, deltas: Deltas, bases: tuple[BaseOption, ...]
+) -> tuple[Alternative, ...]:
+    by_factor = {optimum.base.growth_factor: optimum for optimum in weighed.optima}
+    rows = []
+    for base in bases:
+        optimum = by_factor.get(base.growth_factor)
+        delta, span = deltas.get(base.growth_factor, (None, None))
+        decision: Decision = "infeasible"
+        if delta is not None:
+            decision = "grow" if delta < -TIE_NATS else "scratch"
+        rows.append(
+            Alternative(
+                growth_factor=base.growth_factor,
+                num_base_layers=base.num_layers,
+                base_params=base.params,
+                order=base.order,
+                connection_rate=base.connection_rate,
+                growth_timing_tokens=None if optimum is None else optimum.timing_tokens,
+                growth_timing_range=None if optimum is None else optimum.near_optimal,
+                grown_tokens=None if optimum is None else optimum.grown_tokens,
+                decision=decision,
+                delta_nats=delta,
+                delta_interval=span,
+                grade=support(request, guideline, base.growth_factor).grade,
+            )
+        )
+    return tuple(rows)
+
+
+def _fade(request: Request, guideline: Guideline, losses: Losses, best: Optimum | None) -> tuple[Fade, ...]:
+    if best is None:
+        return ()
+    target, rows = request.target, []
+    budgets = [share * request.token_budget for share in _FADE_BUDGETS]
+    sunk = request.base_compute == "sunk"
+    few = losses.thinned(_FADE_DRAWS)
+    optima = best_timings(
+        few, [(budget_of(request, base_is_sunk=sunk, token_budget=tokens), best.base) for tokens in budgets]
+    )
+    for tokens, optimum in zip(budgets, optima, strict=True):
+        asked = replace(request, token_budget=tokens)
+        grade = support(asked, guideline, best.base.growth_factor).grade
+        if grade == "unsupported" or optimum is None:
+            continue
+        budget = budget_of(request, base_is_sunk=sunk, token_budget=tokens)
+        scratch = few.scratch(np.array([target.params]), np.array([tokens]))[:, 0]
+        charged = flops_of(budget, optimum.base, optimum.timing_tokens).total
+        assert charged is not None
+        speedup = summaries.finite_median(summaries.speedups(few, target, optimum.losses, charged))
+        rows.append(
+            Fade(
+                token_budget=tokens,
+                tokens_per_parameter=tokens / target.params,
+                growth_timing_tokens=optimum.timing_tokens,
+                delta_nats=float((optimum.losses - scratch).mean()),
+                speedup=speedup,
+                saved_target_tokens=None if speedup is None else speedup * charged / target.flops_per_token,
+                grade=grade,
+            )
+        )
+    return tuple(rows)
+
+
+def _stakes(
+    request: Request, delta: summaries.Array | None, speedup: summaries.Array | None, budget: Budget
+) -> Stakes | None:
+    if delta is None or speedup is None:
+        return None
+    return summaries.stakes(delta, speedup, budget.compute_flops, request.hardware)
+
+
+def _for_fewest_flops(request: Request, guideline: Guideline, losses: Losses) -> Recommendation:
+    """Shrink the budget until the best arm just reaches what scratch reaches with all of it, and answer there."""
+    target = request.target
+    bases = base_options(target, request.growth_factors)
+    scratch = losses.scratch(np.array([target.params]), np.array([request.token_budget]))
+    goal = float(scratch.mean())
+    sunk = request.base_compute == "sunk"
+    few = losses.thinned(_BISECTION_DRAWS)
+
+    def weigh(compute_flops: float) -> Arms:
+        tokens = compute_flops / target.flops_per_token
+        budget = budget_of(request, base_is_sunk=sunk, token_budget=tokens)
+        return arms(few, [budget], bases, _smallest_run(guideline), _tried(guideline))[0]
+
+    compute = fewest_flops(weigh, request.compute_flops, goal)
+    if compute is None:
+        answer = answer_from_laws(replace(request, objective="lowest_loss"), guideline, losses)
+        sentence = f"Neither growth nor a smaller size is expected to reach scratch's {goal:.3f} nats for fewer FLOPs."
+        return replace(answer, warnings=(sentence, *answer.warnings))
+    asked = replace(request, token_budget=compute / target.flops_per_token, objective="lowest_loss")
+    answer = answer_from_laws(asked, guideline, losses)
+    saved = 1 - compute / request.compute_flops
+    sentence = (
+        f"Scratch on {request.token_budget:.4g} tokens is expected to end at {goal:.3f} nats; this reaches it with "
+        f"{saved:.0%} fewer FLOPs ({compute:.3g} against {request.compute_flops:.3g})."
+    )
+    flops: Flops = replace(answer.flops, scratch=request.compute_flops)
+    return replace(answer, flops=flops, warnings=(sentence, *answer.warnings))
+
+
+def _warnings(request: Request, guideline: Guideline, weighed: Arms, graded: Support) -> list[str]:
+    sentences = []
+    best, single = weighed.best, weighed.best_single
+    if weighed.oversized:
+        against = "both growing and scratch" if weighed.decision == "smaller" else "scratch"
+        sentences.append(
+            f"The target is over-sized for this budget: {single.params:.3g} parameters alone are expected to end at "
+            f"{single.loss_nats:.3f} nats, below {against}."
+        )
+    if graded.grade == "far":
+        sentences.append(f"{graded.reason} Intervals include the disagreement between laws.")
+    if best is not None and best.edge is not None:
+        sentences.append(f"The best timing lies at the {best.edge} one searched: no inner optimum was found.")
+    if best is not None and abs(best.loss_nats - weighed.scratch.loss_nats) <= TIE_NATS:
+        sentences.append(f"Growing and scratch are expected to tie (within {TIE_NATS} nats).")
+    untried = weighed.untried_and_lower
+    if untried is not None:
+        sentences.append(
+            f"g = {untried.base.growth_factor:.3g} is expected to end lower still ({untried.loss_nats:.3f} nats), but "
+            "no such factor was run in this cohort: one run of it would tell."
+        )
+    if best is not None and not best.base.exact and weighed.decision == "grow":
+        sentences.append(
+            f"The base's {best.base.num_layers} layers do not divide the target's; order lists the layers "
+            f"(connection rate {best.base.connection_rate:.0%})."
+        )
+    if request.target.flops_convention == "6nd":
+        sentences.append("FLOPs are 6 N D because only the target's size is known; give its shape for an exact count.")
+    if (guideline.held_out or {}).get("num_pairs", 0) < PAIRS_FOR_A_CHANCE:
+        sentences.append("No chance that growth helps is given: that takes at least 10 held-out pairs.")
+    sentences += guideline.borrowed
+    sentences += guideline.warnings
+    sentences += [f"These runs cannot identify {sentence}." for sentence in guideline.cannot_identify]
+    return sentences

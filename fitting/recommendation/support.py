@@ -1,0 +1,93 @@
+"""How far a question lies from what a guideline knows, on each axis, and the grade that follows.
+
+    distance(x) = max(1, low / x, x / high)     for the known range (low, high) of an axis
+
+=============== ======================= =======================================================================
+grade           largest distance        what an answer may use
+=============== ======================= =======================================================================
+interpolation   1 (within 2%)           everything
+mild            below 4                 everything
+far             below 30                everything; intervals include the disagreement between laws
+unsupported     30 or more              no chance, no speedup, no d from a fit: the published prior only
+=============== ======================= =======================================================================
+
+Axes: size (target parameters), compute (C), tokens_per_parameter (token budget / parameters), growth_factor, shape
+(hidden size / layers). An axis that the guideline or the question does not name has no distance.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from fitting.guideline import Guideline, Range
+from fitting.recommendation.request import Request
+from fitting.rules.base import quantity
+
+Grade = Literal["interpolation", "mild", "far", "unsupported"]
+
+INTERPOLATION_SLACK = 1.02
+MILD_LIMIT = 4.0
+FAR_LIMIT = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    grade: Grade
+    distances: dict[str, float | None]
+    reason: str
+
+
+def distance(value: float, known: Range | None) -> float | None:
+    """How many times ``value`` lies outside the range; 1 inside it."""
+    if known is None:
+        return None
+    low, high = known
+    return max(1.0, low / value, value / high)
+
+
+def support(request: Request, guideline: Guideline, growth_factor: float | None = None) -> Support:
+    """The support of ``guideline`` for ``request``, answered with ``growth_factor`` (None: not grown)."""
+    target, known = request.target, guideline.known
+    shape = target.shape
+    distances: dict[str, float | None] = {
+        "size": distance(target.params, known.target_params),
+        "compute": distance(request.compute_flops, known.compute_flops),
+        "tokens_per_parameter": distance(request.token_budget / target.params, known.tokens_per_parameter),
+        "growth_factor": None if growth_factor is None else distance(growth_factor, known.growth_factor),
+        "shape": None if shape is None else distance(shape.hidden_size / shape.num_layers, known.hidden_per_layer),
+    }
+    measured = {axis: value for axis, value in distances.items() if value is not None}
+    if known.target_params is None or known.compute_flops is None:
+        return Support(grade="unsupported", distances=distances, reason=f"{guideline.name} was never fitted to runs.")
+    axis = max(measured, key=lambda name: measured[name])
+    return Support(grade=grade_of(measured[axis]), distances=distances, reason=_reason(guideline, axis, measured[axis]))
+
+
+def grade_of(largest_distance: float) -> Grade:
+    if largest_distance <= INTERPOLATION_SLACK:
+        return "interpolation"
+    if largest_distance < MILD_LIMIT:
+        return "mild"
+    return "far" if largest_distance < FAR_LIMIT else "unsupported"
+
+
+def _reason(guideline: Guideline, axis: str, largest: float) -> str:
+    if largest <= INTERPOLATION_SLACK:
+        return f"The question lies inside what {guideline.name} knows on every axis."
+    amount = f"{largest:.3g}x" if largest < 1e4 else f"10^{math.log10(largest):.1f}x"
+    return f"The question lies {amount} outside what {guideline.name} knows in {axis.replace('_', ' ')}."
+
+
+def pilot_sentence(request: Request) -> str:
+    """The cheapest pilot that brings the question within "far": a fifth of the size on a fifth of the tokens.
+
+    Both cut together keep the tokens per parameter; three arms at C / 25 each.
+    """
+    return (
+        f"The cheapest pilot that would help: a target of {quantity(request.target.params / 5)} parameters on "
+        f"{quantity(request.token_budget / 5)} tokens, three runs at equal FLOPs (scratch, grown, base alone), about "
+        f"{3 / 25:.0%} of this budget's compute in all; it brings the question from unsupported to far (25x in "
+        "compute)."
+    )

@@ -1,0 +1,1 @@
+"""Validation of growth laws: folds, scores with intervals, and nested weights."""

@@ -1,0 +1,151 @@
+"""How fast and how exact the scratch fit is, on one core, beside its peers on the same 240 Chinchilla rows.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_fit.py [--scipy-starts 4500] [--peer-python PATH] [--json]
+
+``--scipy-starts`` runs scipy's L-BFGS-B with numeric gradients from that many points of the classic grid (Hoffmann et al. 2022,
+appendix D.3: 4500 of them); fewer are an even sample of it, and the time of all is extrapolated. ``--peer-python`` is the
+interpreter of an environment with PyPI ``chinchilla`` 0.2.0; its grid is the one of its README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+from scipy.optimize import minimize
+
+from fitting.scratch import ScratchFit, fit_scratch_law
+from fitting.scratch_rows import ScratchRows, read_table, scratch_rows
+
+TABLE = Path(__file__).parents[1] / "data" / "chinchilla" / "svg_points.csv"
+GOLDEN_OBJECTIVE = 1.0182740e-3
+GOAL_FIT_SECONDS, GOAL_BOOTSTRAP_SECONDS = 0.3, 4.0
+
+PEER_PROGRAM = """
+import json, sys, tempfile, time
+import numpy as np, pandas as pd
+from chinchilla import Chinchilla
+rows = pd.read_csv(sys.argv[1])
+with tempfile.TemporaryDirectory() as folder:
+    rows.to_csv(folder + "/df.csv", index=False)
+    grid = dict(E=np.linspace(1, 2, 5), a=np.linspace(1, 10, 5), b=np.linspace(1, 10, 5),
+                alpha=np.linspace(0.1, 0.7, 5), beta=np.linspace(0.1, 0.7, 5))
+    peer = Chinchilla(folder, param_grid=grid, seed_ranges=dict(C=(1e15, 1e16), N_to_D=(10, 100)),
+                      scaling_factor=2.0, num_seeding_steps=None)
+    began = time.perf_counter()
+    peer.fit()
+    seconds = time.perf_counter() - began
+print(json.dumps(dict(seconds=seconds, E=float(peer.E), A=float(peer.A), B=float(peer.B),
+                      alpha=float(peer.alpha), beta=float(peer.beta))))
+"""
+
+
+def objective(parameters: dict[str, float], rows: ScratchRows) -> float:
+    """Sum-Huber (knee 1e-3) of the log residuals, written apart from the code under test."""
+    predicted = parameters["E"] + parameters["A"] * rows.num_params ** -parameters["alpha"]
+    predicted = predicted + parameters["B"] * rows.tokens ** -parameters["beta"]
+    size = np.abs(np.log(predicted) - np.log(rows.loss_nats))
+    return float(np.sum(np.where(size <= 1e-3, size**2 / 2, 1e-3 * (size - 5e-4))))
+
+
+def ours(rows: ScratchRows) -> dict[str, Any]:
+    cold = []
+    for _ in range(5):
+        began = time.perf_counter()
+        fit = fit_scratch_law(rows, "chinchilla", knee=1e-3)
+        cold.append(time.perf_counter() - began)
+    drawn = fit_scratch_law(rows, "chinchilla", knee=1e-3, bootstrap=1000, seed=42)
+    began = time.perf_counter()
+    fit_scratch_law(rows, "auto")
+    averaged = time.perf_counter() - began
+    assert isinstance(fit, ScratchFit)
+    assert isinstance(drawn, ScratchFit)
+    return {
+        "fit_seconds": float(np.median(cold)),
+        "bootstrap_1000_seconds": drawn.seconds.bootstrap,
+        "auto_seconds": averaged,
+        "objective": objective(fit.parameters, rows),
+        "share_of_starts_at_best": fit.share_of_starts_at_best,
+    }
+
+
+def scipy_grid(rows: ScratchRows, num_starts: int) -> dict[str, Any]:
+    """L-BFGS-B with numeric gradients on (ln A, ln B, ln E, alpha, beta), as the published replications run it."""
+    grid = list(itertools.product(range(0, 30, 5), range(0, 30, 5), np.arange(-1, 1.5, 0.5), np.arange(0, 2.5, 0.5), np.arange(0, 2.5, 0.5)))
+    chosen = [grid[i] for i in np.linspace(0, len(grid) - 1, num_starts).astype(int)]
+    log_size, log_tokens, log_loss = np.log(rows.num_params), np.log(rows.tokens), np.log(rows.loss_nats)
+
+    def value(x: np.ndarray) -> float:
+        predicted = np.logaddexp(np.logaddexp(x[0] - x[3] * log_size, x[1] - x[4] * log_tokens), x[2])
+        size = np.abs(predicted - log_loss)
+        return float(np.sum(np.where(size <= 1e-3, size**2 / 2, 1e-3 * (size - 5e-4))))
+
+    began = time.perf_counter()
+    found = np.array([minimize(value, np.array(start), method="L-BFGS-B").fun for start in chosen])
+    seconds = time.perf_counter() - began
+    return {
+        "num_starts": len(chosen),
+        "seconds": seconds,
+        "seconds_all_4500": seconds * len(grid) / len(chosen),
+        "objective": float(found.min()),
+        "share_within_one_per_mille": float(np.mean(found <= GOLDEN_OBJECTIVE * 1.001)),
+    }
+
+
+def peer(rows: ScratchRows, python: str) -> dict[str, Any]:
+    """PyPI ``chinchilla`` 0.2.0 in its own environment, on its README's grid."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "rows.csv"
+        header = "C,N,D,loss"
+        np.savetxt(table, np.c_[rows.flops, rows.num_params, rows.tokens, rows.loss_nats], delimiter=",", header=header, comments="")
+        answer = subprocess.run([python, "-c", PEER_PROGRAM, str(table)], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        return {"error": answer.stderr.strip().splitlines()[-1] if answer.stderr.strip() else f"exit {answer.returncode}"}
+    found = json.loads(answer.stdout.strip().splitlines()[-1])
+    return {"seconds": found.pop("seconds"), "objective": objective(found, rows)}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--scipy-starts", type=int, default=90)
+    arguments.add_argument("--peer-python")
+    arguments.add_argument("--json", action="store_true")
+    options = arguments.parse_args()
+    rows = scratch_rows(read_table(TABLE), params="model_size", loss="loss", flops="training_flop", drop_highest=5)
+    report: dict[str, Any] = {"num_rows": len(rows), "ours": ours(rows), "scipy": scipy_grid(rows, options.scipy_starts)}
+    if options.peer_python:
+        report["chinchilla_0.2.0"] = peer(rows, options.peer_python)
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return
+    mine, theirs = report["ours"], report["scipy"]
+    print(f"{len(rows)} rows, one core")
+    print(f"growthlaw   cold fit {mine['fit_seconds']:.3f} s (goal {GOAL_FIT_SECONDS}), objective {mine['objective']:.8e}, "
+          f"{mine['share_of_starts_at_best']:.0%} of starts at best")
+    print(f"            1000 bootstraps {mine['bootstrap_1000_seconds']:.2f} s (goal {GOAL_BOOTSTRAP_SECONDS}); "
+          f"auto over all laws {mine['auto_seconds']:.1f} s")
+    print(f"scipy       {theirs['num_starts']} of 4500 starts {theirs['seconds']:.1f} s, all about {theirs['seconds_all_4500']:.0f} s; "
+          f"objective {theirs['objective']:.8e}, {theirs['share_within_one_per_mille']:.1%} of starts within 0.1%")
+    print(f"            time ratio {theirs['seconds_all_4500'] / mine['fit_seconds']:.0f}")
+    found = report.get("chinchilla_0.2.0")
+    if found and "error" in found:
+        print(f"chinchilla  failed: {found['error']}")
+    elif found:
+        print(f"chinchilla  {found['seconds']:.1f} s, objective {found['objective']:.8e} "
+              f"({100 * (found['objective'] / mine['objective'] - 1):.2f}% worse); time ratio {found['seconds'] / mine['fit_seconds']:.0f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""What several rooms' tests share: a small real corpus and a real service process."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from app.bundled import bundled_dir
+from app.client import Growthlaw
+from app.contract import CorpusSpec
+from app.corpus.prepare import prepare_corpus
+
+VOCAB_SIZE = 512
+# Small enough for seconds, large enough that loss falls.
+TINY_MODEL = {"num_layers": 4, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64, "context_length": 64}
+
+
+@pytest.fixture(scope="session")
+def documents() -> list[str]:
+    """The held-out documents of the bundled corpus: about 2 MB of real text."""
+    with lzma.open(bundled_dir("corpus") / "validation.jsonl.xz", "rt", encoding="utf-8") as file:
+        return [json.loads(line)["text"] for line in file]
+
+
+@pytest.fixture(scope="session")
+def documents_file(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("documents") / "documents.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(documents_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared corpus named `tiny`."""
+    folder = tmp_path_factory.mktemp("corpora") / "tiny"
+    prepare_corpus(
+        CorpusSpec(
+            run_id="tests", name="tiny", corpus_dir=str(folder), sources=(str(documents_file),), vocab_size=VOCAB_SIZE
+        )
+    )
+    return folder
+
+
+def tiny_grow_body(**changes: Any) -> dict[str, Any]:
+    """A growth design that trains in a few seconds."""
+    return {
+        "name": "tiny",
+        "cohort": "tiny",
+        "corpus": "tiny",
+        "target_model": TINY_MODEL,
+        "growth_factor": 2,
+        "growth_timing_tokens": 20_480,
+        "token_budget": 51_200,
+        "controls": ["scratch", "base_only"],
+        "training": {"peak_lr": 4e-3, "batch_sequences": 8, "warmup_tokens": 5_120},
+        "num_validation_windows": 16,
+        "checkpoint_every_tokens": 8_192,
+    } | changes
+
+
+@pytest.fixture(scope="session")
+def grow_body() -> Callable[..., dict[str, Any]]:
+    return tiny_grow_body
+
+
+@dataclass
+class RunningService:
+    """`growthlaw serve` as a process; it can be killed and started again over the same data directory."""
+
+    data_dir: Path
+    options: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+    client: Growthlaw | None = None
+
+    def start(self) -> Growthlaw:
+        service_file = self.data_dir / "service.json"
+        service_file.unlink(missing_ok=True)
+        with open(self.data_dir / "service.log", "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data-dir", str(self.data_dir), *self.options],
+                stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            )  # fmt: skip
+        wait_until(lambda: service_file.exists() or self.process.poll() is not None, "the service starts")  # type: ignore[union-attr]
+        assert self.process.poll() is None, (self.data_dir / "service.log").read_text()
+        self.client = Growthlaw(json.loads(service_file.read_text())["url"])
+        wait_until(self._answers, "the service answers")
+        return self.client
+
+    def _answers(self) -> bool:
+        assert self.client is not None
+        try:
+            return bool(self.client.health())
+        except Exception:
+            return False
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(timeout=60)
+
+    def engine_processes(self) -> list[psutil.Process]:
+        """Living training and preparation processes over this data directory."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "status"]):
+            command = process.info["cmdline"] or []
+            if process.info["status"] != psutil.STATUS_ZOMBIE and any(
+                str(self.data_dir.resolve() / "runs") in part for part in command
+            ):
+                found.append(process)
+        return found
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_seconds: float = 120) -> Any:
+    """Poll until `condition` gives something true, and return that."""
+    deadline = time.monotonic() + timeout_seconds
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"waited {timeout_seconds:.0f} s until {what}")
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[..., Any]:
+    return wait_until
+
+
+@pytest.fixture(scope="session")
+def new_service(tiny_corpus: Path) -> Callable[[Path], RunningService]:
+    """Makes a service (not started) over a new data directory that holds the corpus `tiny`."""
+
+    def make(data_dir: Path) -> RunningService:
+        (data_dir / "corpora").mkdir(parents=True)
+        (data_dir / "corpora" / "tiny").symlink_to(tiny_corpus)
+        return RunningService(data_dir)
+
+    return make
+
+
+@pytest.fixture
+def service(tmp_path: Path, new_service: Callable[[Path], RunningService]) -> Iterator[RunningService]:
+    running = new_service(tmp_path / "data")
+    yield running
+    if running.process is not None:
+        running.stop()
+    for process in running.engine_processes():
+        process.kill()
