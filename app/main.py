@@ -134,9 +134,13 @@ def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
 def _log_to_stderr() -> None:
     on_terminal = sys.stderr.isatty()
     renderer = structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
-    shared: list[structlog.typing.Processor] = [structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True)]
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     # uvicorn's own messages (start, stop, a crash in a route) take the same way.

@@ -1,26 +1,37 @@
-"""Fit a cohort's losses: its own scratch law from its controls, growth terms from its pairs on top of borrowed ones.
+"""Fit a cohort's losses, by its own growth laws where it has the pairs for them, else with borrowed growth terms.
 
-    draw k: theta_k from the cluster bootstrap of the scratch law, (ln kappa, c, ln p)_k given theta_k and the pairs
+    own       L_grown from the growth laws that may choose a timing, weighted by nested validation
+    borrowed  draw k: theta_k from the bootstrap of the scratch law, (ln kappa, c, ln p)_k given theta_k and the pairs
 
-Scratch laws share the draws by their extrapolation weight (``fitting.scratch``). With fewer rows than it takes to
-compare laws by extrapolation the law with the fewest parameters, Chinchilla's, stands alone.
+With ten pairs or more the first is used: weights come from inner folds, and the scores kept are those of outer folds, so
+they are scores of the very average that answers. With fewer the second: its scratch laws share the draws by their
+extrapolation weight, and with too few rows to compare them Chinchilla's stands alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from fitting.drawn_losses import DrawnLosses, Group
-from fitting.growth_laws import with_offsets
+from fitting.growth_data import growth_data
+from fitting.growth_fit import fit_growth_law, fit_scratch_basis
+from fitting.growth_laws import GROWTH_LAWS, with_offsets
 from fitting.growth_terms import BORROWING_LAW, SOURCES, borrowed_prior, draw_terms, evidence
 from fitting.guideline import Noise, ObservedPair, ObservedSingle
 from fitting.scratch import AveragedScratchFit, ScratchFit, fit_scratch_law
 from fitting.scratch_rows import ScratchRows
+from fitting.validation.folds import LeaveOut
+from fitting.validation.nested import law_weights, validate
 
 NUM_DRAWS = 200
+# With fewer pairs the borrowed growth terms say more than folds of the cohort's own could.
+PAIRS_TO_STAND_ALONE = 10
+_KINDS_OF_FOLDS: tuple[LeaveOut, ...] = ("target_params", "compute")
 # A bootstrap of fewer cells is mostly degenerate resamples, and weights need rows on both sides of a cut.
 ROWS_FOR_A_LAW = 6
 ROWS_TO_COMPARE_LAWS = 12
@@ -38,6 +49,48 @@ class CohortFit:
     law: str
     borrowed: tuple[str, ...]
     warnings: tuple[str, ...]
+    held_out: dict[str, Any] | None = None
+
+
+def fit_own(table: pd.DataFrame, noise: Noise, *, seed: int, num_draws: int = NUM_DRAWS) -> CohortFit | None:
+    """Growth laws weighted and scored by nested validation, None where the table has too few pairs for that.
+
+    Args:
+        table: a checked run table of one cohort.
+
+    Raises:
+        ValueError: no pair, or the scratch runs cannot carry a scratch law.
+    """
+    data = growth_data(table)
+    if len(data) < PAIRS_TO_STAND_ALONE:
+        return None
+    choosers = {name: law for name, law in GROWTH_LAWS.items() if law.may_choose_timing}
+    weights = law_weights(data, choosers)
+    kept = {name: weight for name, weight in weights.by_law.items() if weight * num_draws >= _FEWEST_DRAWS_A_LAW}
+    basis = fit_scratch_basis(data.scratch, num_draws, seed)
+    assert basis.draws is not None
+    order = np.random.default_rng(seed).permutation(num_draws)
+    edges = np.rint(np.cumsum([0.0, *kept.values()]) / sum(kept.values()) * num_draws).astype(int)
+    groups = []
+    for i, name in enumerate(kept):
+        own = np.sort(order[edges[i] : edges[i + 1]])
+        fit = fit_growth_law(choosers[name], data.points, data.delta_nats, basis, clusters=data.clusters, seed=seed)
+        assert fit.draws is not None
+        groups.append(Group(curve=basis.draws.take(own), growth=fit.law, growth_draws=fit.draws[own]))
+    spread = np.sqrt(2) * noise.sd_nats
+    if weights.errors_nats:
+        squares = sum(weight * weights.errors_nats[name] ** 2 for name, weight in kept.items())
+        spread = max(spread, float(np.sqrt(squares / sum(kept.values()))))
+    tests = {kind: validate(data, kind, seed=seed, laws=choosers) for kind in _KINDS_OF_FOLDS}
+    scores = {kind: test.averaged.to_dict() for kind, test in tests.items() if test.averaged is not None}
+    most = max((int(one["num_pairs"]) for one in scores.values()), default=0)  # type: ignore[call-overload]
+    return CohortFit(
+        losses=DrawnLosses(groups=tuple(groups), run_noise_nats=noise.sd_nats, delta_noise_nats=float(spread)),
+        law=" + ".join(f"{weight / sum(kept.values()):.0%} {name}" for name, weight in kept.items()),
+        borrowed=tuple(f"{sentence[0].upper()}{sentence[1:]}." for sentence in basis.borrowed),
+        warnings=tuple(f"{sentence[0].upper()}{sentence[1:]}." for sentence in data.warnings),
+        held_out={"num_pairs": most, **scores} if scores else None,
+    )
 
 
 def fit_cohort(
@@ -72,7 +125,9 @@ def fit_cohort(
         groups.append(Group(curve=curve, growth=BORROWING_LAW, growth_draws=terms))
     named = " + ".join(f"{weights[name]:.0%} {name}" if len(fits) > 1 else name for name in fits)
     return CohortFit(
-        losses=DrawnLosses(groups=tuple(groups), run_noise_nats=run_noise),
+        losses=DrawnLosses(
+            groups=tuple(groups), run_noise_nats=run_noise, delta_noise_nats=float(np.sqrt(2) * run_noise)
+        ),
         law=f"{BORROWING_LAW.name} on {named}",
         borrowed=_borrowed(len(pairs)),
         warnings=tuple(warnings),

@@ -1,6 +1,7 @@
 """The losses of a fitted guideline, read back from its JSON: draws of scratch curves, each with its growth terms.
 
-    laws = {"groups": [{"scratch", "scratch_draws", "offsets", "growth", "growth_draws"}, ...], "run_noise_nats"}
+    laws = {"groups": [{"scratch", "scratch_draws", "offsets", "growth", "growth_draws"}, ...],
+            "run_noise_nats", "delta_noise_nats"}
 
 ========  ===========================================================================  =========
 symbol    meaning                                                                      shape
@@ -13,7 +14,7 @@ R         rows asked about                                                      
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,19 +42,33 @@ class Group:
         return len(self.curve.params)
 
     def grown(self, points: GrowthPoints) -> Array:
-        """(k, R)."""
-        prepared = Prepared.of(points, self.curve)
+        """(k, R) of points of one target."""
+        # As Prepared.of, without the scratch losses that only delta needs and the bends of other sizes.
+        curve = self._bent_at(float(points.target_params[0]))
+        base_loss = curve.smooth_loss(points.base_params, points.timing_tokens)
+        reached = curve.smooth_tokens_for_loss(points.target_params[:1], base_loss)
+        cap = 1e3 * (points.timing_tokens + points.grown_tokens + points.scratch_tokens)
+        prepared = Prepared(
+            points=points,
+            scratch=curve,
+            base_loss=base_loss,
+            equivalent_tokens=np.minimum(reached, cap),
+            scratch_loss=base_loss,
+        )
         return self.growth.grown_loss_and_gradient(self.growth_draws, prepared)[0]
+
+    def _bent_at(self, params: float) -> ScratchCurve:
+        offsets = tuple(offset for offset in self.curve.offsets if abs(params / offset.params - 1) < _SAME_SIZE)
+        return ScratchCurve(law=self.curve.law, params=self.curve.params, offsets=offsets)
 
     def scratch_tokens(self, params: float, losses: Array) -> Array:
         """Tokens (k, R) at which the curve of ``params`` reaches ``losses`` (k, R)."""
         smooth = self.curve.smooth_tokens_for_loss
         tokens = smooth(params, losses)
-        for offset in self.curve.offsets:
-            if abs(params / offset.params - 1) < _SAME_SIZE:
-                for _ in range(_INVERSE_ROUNDS):
-                    known = np.where(np.isfinite(tokens), np.maximum(tokens, 1e-3), 1e30)
-                    tokens = smooth(params, losses * np.exp(-offset.at(known)[0]))
+        for offset in self._bent_at(params).offsets:
+            for _ in range(_INVERSE_ROUNDS):
+                known = np.where(np.isfinite(tokens), np.maximum(tokens, 1e-3), 1e30)
+                tokens = smooth(params, losses * np.exp(-offset.at(known)[0]))
         return tokens
 
     def thinned(self, every: int) -> Group:
@@ -67,6 +82,7 @@ class DrawnLosses:
 
     groups: Sequence[Group]
     run_noise_nats: float
+    delta_noise_nats: float
 
     @property
     def num_draws(self) -> int:
@@ -79,7 +95,7 @@ class DrawnLosses:
     def thinned(self, num_draws: int) -> DrawnLosses:
         every = max(1, self.num_draws // num_draws)
         groups = tuple(group.thinned(every) for group in self.groups)
-        return DrawnLosses(groups=groups, run_noise_nats=self.run_noise_nats)
+        return replace(self, groups=groups)
 
     def scratch(self, params: Array, tokens: Array) -> Array:
         return np.concatenate([group.curve.loss(params, tokens) for group in self.groups])
@@ -122,6 +138,7 @@ def state_of(losses: DrawnLosses) -> dict[str, Any]:
             for group in losses.groups
         ],
         "run_noise_nats": losses.run_noise_nats,
+        "delta_noise_nats": losses.delta_noise_nats,
     }
 
 
@@ -142,4 +159,8 @@ def losses_of(state: Mapping[str, Any]) -> DrawnLosses:
         # A law without parameters has draws of no columns.
         terms = np.array(group["growth_draws"], dtype=np.float64).reshape(len(curve.params), growth.num_parameters)
         groups.append(Group(curve=curve, growth=growth, growth_draws=terms))
-    return DrawnLosses(groups=tuple(groups), run_noise_nats=float(state["run_noise_nats"]))
+    return DrawnLosses(
+        groups=tuple(groups),
+        run_noise_nats=float(state["run_noise_nats"]),
+        delta_noise_nats=float(state["delta_noise_nats"]),
+    )

@@ -17,15 +17,12 @@ import pandas as pd
 import scipy
 
 from fitting import cells as cells_module
-from fitting.cohort_fit import CohortFit, fit_cohort
+from fitting.cohort_fit import PAIRS_TO_STAND_ALONE, CohortFit, fit_cohort, fit_own
 from fitting.drawn_losses import state_of
 from fitting.errors import InputError
 from fitting.guideline import Guideline, KnownRange, Noise, ObservedPair, ObservedSingle
 from fitting.identifiability import cannot_identify
 from fitting.table import data_hash, read_runs
-
-# With fewer pairs the borrowed growth terms weigh as much as the cohort's own.
-PAIRS_TO_STAND_ALONE = 10
 
 
 def fit_guideline(runs: str | Path | pd.DataFrame, cohort: str | None = None, *, seed: int = 0) -> Guideline:
@@ -60,7 +57,8 @@ def fit_guideline(runs: str | Path | pd.DataFrame, cohort: str | None = None, *,
     fit: CohortFit | None = None
     sentences: tuple[str, ...]
     try:
-        fit = fit_cohort(pairs, singles, noise, seed=seed)
+        fit = fit_own(table, noise, seed=seed) if len(pairs) >= PAIRS_TO_STAND_ALONE else None
+        fit = fit or fit_cohort(pairs, singles, noise, seed=seed)
     except ValueError as error:
         sentences = (f"No scratch law was fitted: {error}.",)
     else:
@@ -89,6 +87,7 @@ def fit_guideline(runs: str | Path | pd.DataFrame, cohort: str | None = None, *,
         pairs=pairs,
         controls=singles,
         cannot_identify=cannot_identify(pairs, singles, noise, num_unpaired),
+        held_out=None if fit is None else fit.held_out,
         provisional=fit is None or len(pairs) < PAIRS_TO_STAND_ALONE,
         borrowed=() if fit is None else fit.borrowed,
         warnings=(*_warnings(pairs, noise, excluded, basis, num_by_6nd), *sentences),

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Header
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import IntegrityError
 
 from app.api.jobs import Job
 from app.api.problems import Problem, responses
@@ -207,11 +208,8 @@ def post_grow(
     roles = ["grown", *dict.fromkeys(body.controls)]
     with _pointing_at(""):
         specs = {role: arm_spec(design, role, new_id("run")) for role in roles}
-    if idempotency_key is not None:
-        with service.database.read() as session:
-            known = job_store.find_by_idempotency_key(session, idempotency_key)
-        if known:
-            return _answer(design, specs, {job.role: Job.model_validate(job) for job in known}, manifest)
+    if known := _known_jobs(service, idempotency_key):
+        return _answer(design, specs, known, manifest)
     _check_disk(service, list(specs.values()))
     try:
         rows = enqueue_arms(
@@ -224,7 +222,19 @@ def post_grow(
         )
     except CohortMismatch as error:
         raise Problem.field("/cohort", str(error), status=409) from None
+    except IntegrityError:
+        # The same request arrived twice at once, and the other one was first.
+        return _answer(design, specs, _known_jobs(service, idempotency_key), manifest)
     return _answer(design, specs, {role: Job.model_validate(row) for role, row in rows.items()}, manifest)
+
+
+def _known_jobs(service: Service, idempotency_key: str | None) -> dict[str, Job]:
+    """role -> job of an earlier request with the same key."""
+    if idempotency_key is None:
+        return {}
+    with service.database.read() as session:
+        rows = job_store.find_by_idempotency_key(session, idempotency_key)
+    return {row.role: Job.model_validate(row) for row in rows}
 
 
 def _answer(design: GrowthDesign, specs: dict[str, Spec], jobs: dict[str, Job], manifest: Manifest) -> Growth:

@@ -160,3 +160,70 @@ def _scratch_text(report: dict[str, Any]) -> str:
     lines += [f"note: {warning}" for warning in report["warnings"]]
     lines.append(f"fit {report['seconds']['fit']:.2f} s, bootstrap {report['seconds']['bootstrap']:.2f} s")
     return "\n".join(lines)
+
+
+@fit.command()
+@click.argument("runs", type=click.Path(path_type=Path))
+@click.option("--cohort", metavar="C", help="Cohort to fit; needed where RUNS holds several.")
+@click.option(
+    "--leave-out", type=click.Choice(["target_params", "compute"]),
+    help="What is held out: one target size at a time, or budgets above a rolling origin.",
+)  # fmt: skip
+@click.option("--draws", default=400, show_default=True, metavar="K", help="Bootstrap draws of scratch law and growth laws.")
+@click.option("--seed", default=0, show_default=True, help="Seed of all resampling.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the cohort's guideline, with these scores.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def growth(
+    runs: Path, cohort: str | None, leave_out: str | None, draws: int, seed: int, out: Path | None, as_json: bool
+) -> None:
+    """Fit and validate growth laws on RUNS (CSV, canonical columns)."""
+    from fitting.growth_report import fit_growth
+
+    try:
+        report = fit_growth(runs, cohort=cohort, leave_out=leave_out, num_draws=draws, seed=seed)  # type: ignore[arg-type]
+        values = report.to_dict()
+        if out is not None:
+            _write_guideline(runs, cohort, seed, out, values)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(json.dumps(values, indent=2, allow_nan=False) if as_json else _growth_text(values))
+    if out is not None:
+        click.echo(f"guideline written to {out}", err=True)
+
+
+def _write_guideline(runs: Path, cohort: str | None, seed: int, out: Path, scores: dict[str, Any]) -> None:
+    """The cohort's guideline with these validation scores in it, written beside and renamed."""
+    import dataclasses
+
+    from app.contract import write_json_atomically
+    from fitting.growth_data import read_growth_table
+    from fitting.refit import fit_guideline
+
+    table, _ = read_growth_table(runs, cohort)
+    guideline = dataclasses.replace(fit_guideline(table, seed=seed), held_out=scores)
+    write_json_atomically(out, json.loads(guideline.to_json()))
+
+
+def _growth_text(values: dict[str, Any]) -> str:
+    """Scores by law as a table for a person, best weight first."""
+    lines = [
+        f"cohort {values['cohort']}: {values['num_pairs']} pairs, {values['num_scratch_runs']} scratch runs, "
+        f"{values['basis'].replace('_', '-')} losses; held out by {values['left_out']}",
+        f"{'law':<36}{'weight':>7}{'error of delta':>16}{'signs':>9}{'best g':>8}{'regret':>9}{'coverage':>10}",
+    ]
+    rows = sorted(values["laws"].items(), key=lambda item: -item[1]["weight"])
+    for name, scores in [("averaged", values["averaged"]), *rows]:
+        if scores["rmse_delta_nats"] is None:
+            lines.append(f"{name:<36}{scores['weight']:>7.2f}   not held out")
+            continue
+        factors = f"{scores['best_factor_hits']}/{scores['best_factor_cases']}" if scores["best_factor_cases"] else "-"
+        lines.append(
+            f"{name:<36}{scores['weight']:>7.2f}{scores['rmse_delta_nats']:>11.4f} nats"
+            f"{scores['sign_hits']:>5}/{scores['sign_cases']:<3}{factors:>8}{scores['regret_nats']:>9.4f}{scores['coverage_80']:>10.0%}"
+        )
+    for name, scores in values["rules"].items():
+        lines.append(f"rule {name:<31}{'':>7}{'':>16}{scores['sign_hits']:>5}/{scores['sign_cases']:<3}{'':>8}{scores['regret_nats']:>9.4f}")
+    lines += [f"{name}: {law['verdict']}" for name, law in values["laws"].items() if law["verdict"].startswith("no weight")]
+    lines += [f"note: {warning}" for warning in values["warnings"]]
+    lines.append(f"fit {values['seconds']['fit']:.1f} s, validation {values['seconds']['validation']:.1f} s")
+    return "\n".join(lines)

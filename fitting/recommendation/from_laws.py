@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from scipy.special import ndtr
 
 from fitting.budget import Budget
 from fitting.guideline import Guideline, Range
@@ -31,14 +32,14 @@ from fitting.recommendation.losses import Losses
 from fitting.recommendation.optimum import Optimum, best_timings, timing_draws
 from fitting.recommendation.recipe import recipe
 from fitting.recommendation.request import Request
-from fitting.recommendation.support import Support, support
+from fitting.recommendation.support import Support, grade_at, support
 from fitting.rules.gstack import FACTORS_FOUND_GOOD
 
 # A probability needs at least this many pairs that were predicted before they were seen.
 PAIRS_FOR_A_CHANCE = 10
 # The token budgets at which to show how the gain fades, as multiples of the one asked about.
 _FADE_BUDGETS = (0.25, 1.0, 4.0)
-_FADE_DRAWS, _BISECTION_DRAWS = 50, 50
+_FADE_DRAWS, _BISECTION_DRAWS, _TIMING_DRAWS = 40, 50, 100
 
 
 def answer_from_laws(request: Request, guideline: Guideline, losses: Losses) -> Recommendation:
@@ -71,7 +72,9 @@ def answer_from_laws(request: Request, guideline: Guideline, losses: Losses) -> 
         growth_timing_tokens=timing,
         growth_timing_range=best.near_optimal if best is not None and grow else None,
         growth_timing_interval=(
-            summaries.finite_interval(timing_draws(losses, budget, best)) if best is not None and grow else None
+            summaries.finite_interval(timing_draws(losses.thinned(_TIMING_DRAWS), budget, best))
+            if best is not None and grow
+            else None
         ),
         order=None if base is None else base.order,
         base_model=None if base is None else base_model(target, base),
@@ -128,7 +131,7 @@ def _deltas(losses: Losses, weighed: Arms, *, far: bool) -> Deltas:
     if not weighed.optima:
         return {}
     draws = np.stack([optimum.losses - weighed.scratch.losses for optimum in weighed.optima], axis=1)
-    spans = summaries.intervals(draws, np.sqrt(2) * losses.run_noise_nats, losses, by_law=far)
+    spans = summaries.intervals(draws, losses.delta_noise_nats, losses, by_law=far)
     means = draws.mean(axis=0)
     return {
         optimum.base.growth_factor: (float(mean), span)
@@ -162,8 +165,13 @@ def _expected(
         speedup=middle,
         speedup_interval=summaries.finite_interval(speedup),
         saved_target_tokens=None if middle is None else middle * budget.compute_flops / budget.target.flops_per_token,
-        chance_growth_helps=float(np.mean(best.losses < weighed.scratch.losses)) if enough else None,
+        chance_growth_helps=_chance(best.losses - weighed.scratch.losses, losses.delta_noise_nats) if enough else None,
     )
+
+
+def _chance(delta: summaries.Array, noise_nats: float) -> float:
+    """Share of pairs of runs in which the grown one would end lower."""
+    return float(ndtr(-delta / noise_nats).mean())
 
 
 def _accounting(weighed: Arms, deltas: Deltas, budget: Budget) -> Accounting:
@@ -214,29 +222,28 @@ def _alternatives(
                 decision=decision,
                 delta_nats=delta,
                 delta_interval=span,
-                grade=support(request, guideline, base.growth_factor).grade,
+                grade=grade_at(request, guideline, base.growth_factor, request.token_budget),
             )
         )
     return tuple(rows)
 
 
 def _fade(request: Request, guideline: Guideline, losses: Losses, best: Optimum | None) -> tuple[Fade, ...]:
+    """The best timing of the recommended base at other budgets, on a part of the draws."""
     if best is None:
         return ()
-    target, rows = request.target, []
-    budgets = [share * request.token_budget for share in _FADE_BUDGETS]
-    sunk = request.base_compute == "sunk"
+    target, sunk = request.target, request.base_compute == "sunk"
     few = losses.thinned(_FADE_DRAWS)
-    optima = best_timings(
-        few, [(budget_of(request, base_is_sunk=sunk, token_budget=tokens), best.base) for tokens in budgets]
-    )
-    for tokens, optimum in zip(budgets, optima, strict=True):
-        asked = replace(request, token_budget=tokens)
-        grade = support(asked, guideline, best.base.growth_factor).grade
+    token_budgets = np.array(_FADE_BUDGETS) * request.token_budget
+    budgets = [budget_of(request, base_is_sunk=sunk, token_budget=float(tokens)) for tokens in token_budgets]
+    optima = best_timings(few, [(budget, best.base) for budget in budgets])
+    scratch = few.scratch(np.full(len(budgets), target.params), token_budgets)
+    rows = []
+    for i, (budget, optimum) in enumerate(zip(budgets, optima, strict=True)):
+        tokens = float(token_budgets[i])
+        grade = grade_at(request, guideline, best.base.growth_factor, tokens)
         if grade == "unsupported" or optimum is None:
             continue
-        budget = budget_of(request, base_is_sunk=sunk, token_budget=tokens)
-        scratch = few.scratch(np.array([target.params]), np.array([tokens]))[:, 0]
         charged = flops_of(budget, optimum.base, optimum.timing_tokens).total
         assert charged is not None
         speedup = summaries.finite_median(summaries.speedups(few, target, optimum.losses, charged))
@@ -245,7 +252,7 @@ def _fade(request: Request, guideline: Guideline, losses: Losses, best: Optimum 
                 token_budget=tokens,
                 tokens_per_parameter=tokens / target.params,
                 growth_timing_tokens=optimum.timing_tokens,
-                delta_nats=float((optimum.losses - scratch).mean()),
+                delta_nats=float((optimum.losses - scratch[:, i]).mean()),
                 speedup=speedup,
                 saved_target_tokens=None if speedup is None else speedup * charged / target.flops_per_token,
                 grade=grade,

@@ -79,7 +79,7 @@ def surface(request: Request, guideline: Guideline, *, num_timings: int = 40) ->
         grown = losses_at(losses, [(budget, base)], np.log(timings)[None])[:, 0]
         graded = support(request, guideline, base.growth_factor)
         delta = grown - scratch
-        spans = intervals(delta, np.sqrt(2) * losses.run_noise_nats, losses, by_law=graded.grade == "far")
+        spans = intervals(delta, losses.delta_noise_nats, losses, by_law=graded.grade == "far")
         rows.append(
             SurfaceRow(
                 growth_factor=base.growth_factor,

@@ -34,6 +34,11 @@ class Losses(Protocol):
         """Standard deviation of one run's final loss around its law."""
         ...
 
+    @property
+    def delta_noise_nats(self) -> float:
+        """Standard deviation of an observed grown - scratch around the laws."""
+        ...
+
     def thinned(self, num_draws: int) -> Losses:
         """About ``num_draws`` of the draws, evenly of every law: enough to search by, not to report."""
         ...

@@ -30,7 +30,7 @@ from fitting.recommendation.losses import Array, Losses
 
 # A timing whose mean loss is within this share of the lowest counts as near-optimal.
 NEAR_OPTIMAL = 0.0025
-_COARSE_POINTS, _FINE_POINTS, _SEARCH_DRAWS = 25, 9, 24
+_COARSE_POINTS, _FINE_POINTS, _SEARCH_DRAWS = 21, 5, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +71,9 @@ def best_timings(losses: Losses, cases: Sequence[tuple[Budget, BaseOption]]) -> 
     step = coarse[:, 1:2] - coarse[:, :1]
     low, high = np.maximum(lowest - step, ends[:, :1]), np.minimum(lowest + step, ends[:, 1:])
     fine = low + (high - low) * np.linspace(0.0, 1.0, _FINE_POINTS)
-    best = vertices(fine, losses_at(few, chosen, fine).mean(axis=0))
+    fine_mean = losses_at(few, chosen, fine).mean(axis=0)
+    best, lowest_mean = vertices(fine, fine_mean), fine_mean.min(axis=1)
     all_losses = losses_at(losses, chosen, best[:, None])[:, :, 0]
-    lowest_mean = losses_at(few, chosen, best[:, None])[:, :, 0].mean(axis=0)
     found = []
     for i, ((budget, base), span) in enumerate(open_cases):
         edge: Literal["earliest", "latest"] | None = None
@@ -131,16 +131,20 @@ def vertices(grids: Array, values: Array) -> Array:
 
 
 def _near_optimal(grid: Array, mean: Array, best: float, lowest: float) -> tuple[float, float]:
-    """The timings around ``best`` at which the mean loss crosses the near-optimal limit."""
-    limit = lowest * (1 + NEAR_OPTIMAL)
+    """The timings around ``best`` at which the mean loss crosses the near-optimal limit, else the end of the search.
+
+    Between grid points the square root of the excess is taken as linear, which is exact for a parabola.
+    """
+    excess = np.sqrt(np.maximum(mean - lowest, 0.0))
+    limit = np.sqrt(NEAR_OPTIMAL * lowest)
 
     def crossing(indices: NDArray[np.int64], end: float) -> float:
-        inside_at, inside = best, lowest
+        inside_at, inside = best, 0.0
         for index in indices:
-            if mean[index] > limit:
-                share = (limit - inside) / (mean[index] - inside)
+            if excess[index] > limit:
+                share = (limit - inside) / (excess[index] - inside)
                 return float(inside_at + share * (grid[index] - inside_at))
-            inside_at, inside = grid[index], mean[index]
+            inside_at, inside = grid[index], excess[index]
         return end
 
     below = np.flatnonzero(grid < best)[::-1]

@@ -1,13 +1,13 @@
 """From draws to what an answer says: intervals, speedups, stakes, decision points, how the gain fades.
 
-    interval of delta = quantiles of (delta_k + sqrt(2) s z),       z ~ N(0, 1)
+    interval of delta = quantiles of (delta_k + s z),               z ~ N(0, 1)
     speedup_k         = f_target S^-1(L_grown,k) / C - 1
 
 ========  ====================================================================  ======
 symbol    meaning                                                               unit
 ========  ====================================================================  ======
 delta_k   grown - scratch of draw k at equal FLOPs                              nats
-s         noise of one run around its law                                       nats
+s         noise of an observed delta around the laws                            nats
 S^-1      tokens at which scratch training of the target reaches a loss         tokens
 C         FLOPs that the grown run is charged                                   FLOPs
 ========  ====================================================================  ======

@@ -47,22 +47,38 @@ def distance(value: float, known: Range | None) -> float | None:
     return max(1.0, low / value, value / high)
 
 
-def support(request: Request, guideline: Guideline, growth_factor: float | None = None) -> Support:
-    """The support of ``guideline`` for ``request``, answered with ``growth_factor`` (None: not grown)."""
+def distances(
+    request: Request, guideline: Guideline, growth_factor: float | None, token_budget: float
+) -> dict[str, float | None]:
+    """The distance on every axis, at another token budget than the request's own if need be."""
     target, known = request.target, guideline.known
     shape = target.shape
-    distances: dict[str, float | None] = {
+    return {
         "size": distance(target.params, known.target_params),
-        "compute": distance(request.compute_flops, known.compute_flops),
-        "tokens_per_parameter": distance(request.token_budget / target.params, known.tokens_per_parameter),
+        "compute": distance(token_budget * target.flops_per_token, known.compute_flops),
+        "tokens_per_parameter": distance(token_budget / target.params, known.tokens_per_parameter),
         "growth_factor": None if growth_factor is None else distance(growth_factor, known.growth_factor),
         "shape": None if shape is None else distance(shape.hidden_size / shape.num_layers, known.hidden_per_layer),
     }
-    measured = {axis: value for axis, value in distances.items() if value is not None}
+
+
+def grade_at(request: Request, guideline: Guideline, growth_factor: float | None, token_budget: float) -> Grade:
+    """The grade at another growth factor or token budget."""
+    if guideline.known.target_params is None or guideline.known.compute_flops is None:
+        return "unsupported"
+    found = distances(request, guideline, growth_factor, token_budget)
+    return grade_of(max(value for value in found.values() if value is not None))
+
+
+def support(request: Request, guideline: Guideline, growth_factor: float | None = None) -> Support:
+    """The support of ``guideline`` for ``request``, answered with ``growth_factor`` (None: not grown)."""
+    found = distances(request, guideline, growth_factor, request.token_budget)
+    known = guideline.known
     if known.target_params is None or known.compute_flops is None:
-        return Support(grade="unsupported", distances=distances, reason=f"{guideline.name} was never fitted to runs.")
+        return Support(grade="unsupported", distances=found, reason=f"{guideline.name} was never fitted to runs.")
+    measured = {axis: value for axis, value in found.items() if value is not None}
     axis = max(measured, key=lambda name: measured[name])
-    return Support(grade=grade_of(measured[axis]), distances=distances, reason=_reason(guideline, axis, measured[axis]))
+    return Support(grade=grade_of(measured[axis]), distances=found, reason=_reason(guideline, axis, measured[axis]))
 
 
 def grade_of(largest_distance: float) -> Grade:

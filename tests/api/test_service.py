@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,14 @@ def stored_curve(client: Growthlaw, run_id: str) -> list[tuple[Any, ...]]:
 
 def test_a_design_from_request_to_guideline(service: Any, grow_body: GrowBody, until: Any) -> None:
     client = service.start()
-    growth = client.grow(grow_body(), idempotency_key="once")
-    again = client.grow(grow_body(), idempotency_key="once")
-    jobs = arms_of(growth)
-    assert {role: job["id"] for role, job in jobs.items()} == {role: job["id"] for role, job in arms_of(again).items()}
+    with ThreadPoolExecutor(4) as threads:
+        growths = list(threads.map(lambda _: client.grow(grow_body(), idempotency_key="once"), range(4)))
+    growth, jobs = growths[0], arms_of(growths[0])
+    assert len(client.jobs()["data"]) == 3
+    for other in growths:
+        assert {role: job["id"] for role, job in arms_of(other).items()} == {
+            role: job["id"] for role, job in jobs.items()
+        }
 
     events = {role: list(client.events(job["id"])) for role, job in jobs.items()}
     for role, seen in events.items():

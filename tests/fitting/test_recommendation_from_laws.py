@@ -38,7 +38,7 @@ def drawn(num_draws: int = 40, spread: float = 1.0) -> DrawnLosses:
     rng = np.random.default_rng(0)
     terms = np.array([0.4, 0.03, 1.1]) + spread * np.array([0.2, 0.01, 0.2]) * rng.standard_normal((num_draws, 3))
     curve = ScratchCurve(law=CHINCHILLA, params=np.repeat(PARAMS[None], num_draws, axis=0))
-    return DrawnLosses(groups=(Group(curve=curve, growth=LAW, growth_draws=terms),), run_noise_nats=0.005)
+    return DrawnLosses(groups=(Group(curve=curve, growth=LAW, growth_draws=terms),), run_noise_nats=0.005, delta_noise_nats=0.005 * math.sqrt(2))
 
 
 def guideline(losses: DrawnLosses, **other: Any) -> Guideline:
@@ -88,8 +88,10 @@ def test_best_timing_is_scipys(num_base_layers: int, sunk: bool) -> None:
     paid = found.timing_tokens - (1e9 if sunk else 0.0)
     spent = paid * base.flops_per_token + found.grown_tokens * REQUEST.target.flops_per_token
     assert spent == pytest.approx(REQUEST.compute_flops)
-    for end in found.near_optimal:
-        assert loss(math.log(end)) == pytest.approx(found.loss_nats * (1 + NEAR_OPTIMAL), abs=5e-4)
+    for end, last in zip(found.near_optimal, (low, high), strict=True):
+        at_end = loss(math.log(end))
+        limit = found.loss_nats * (1 + NEAR_OPTIMAL)
+        assert at_end == pytest.approx(limit, abs=5e-4) or (end == pytest.approx(last) and at_end < limit)
 
 
 def test_each_draws_timing_is_its_own() -> None:
@@ -101,7 +103,7 @@ def test_each_draws_timing_is_its_own() -> None:
     for k in (0, 7, 39):
         one = losses.groups[0].curve.take(np.array([k]))
         single = DrawnLosses(
-            groups=(Group(curve=one, growth=LAW, growth_draws=losses.groups[0].growth_draws[[k]]),), run_noise_nats=0.0
+            groups=(Group(curve=one, growth=LAW, growth_draws=losses.groups[0].growth_draws[[k]]),), run_noise_nats=0.0, delta_noise_nats=0.0
         )
         (alone,) = best_timings(single, [(budget(), base)])
         assert alone is not None
@@ -198,7 +200,7 @@ def test_untried_factors_are_shown_not_recommended() -> None:
 def test_far_away_intervals_hold_the_disagreement_of_laws() -> None:
     group = drawn().groups[0]
     other = dataclasses.replace(group, growth_draws=group.growth_draws - np.array([0.0, 0.05, 0.0]))
-    both = DrawnLosses(groups=(group, other), run_noise_nats=0.005)
+    both = DrawnLosses(groups=(group, other), run_noise_nats=0.005, delta_noise_nats=0.005 * math.sqrt(2))
     near = recommend(REQUEST, guideline(both))
     far = recommend(
         REQUEST, guideline(both, known=dataclasses.replace(guideline(both).known, target_params=(4e7, 4e7)))
@@ -207,12 +209,17 @@ def test_far_away_intervals_hold_the_disagreement_of_laws() -> None:
     assert far.support.grade == "far"
     widths = [high - low for low, high in (answer.expected.delta_interval or (0, 0) for answer in (near, far))]
     assert widths[1] > widths[0]
-    alone = [
-        recommend(REQUEST, guideline(DrawnLosses(groups=(one,), run_noise_nats=0.005))).by_accounting["charged"]
-        for one in (group, other)
-    ]
-    hull = (min(a.delta_interval[0] for a in alone), max(a.delta_interval[1] for a in alone))
-    assert far.expected.delta_interval == pytest.approx(hull, abs=0.004)
+    base = base_of_layers(REQUEST.target, far.base_model.num_layers)
+    noise = math.sqrt(2) * 0.005 * np.random.default_rng(0).standard_normal((500, 1))
+    ends = []
+    for one in (group, other):
+        grown = losses_at(
+            DrawnLosses(groups=(one,), run_noise_nats=0.0, delta_noise_nats=0.0), [(budget(), base)], np.log([[far.growth_timing_tokens]])
+        )
+        delta = grown[:, 0, 0] - CHINCHILLA.loss(PARAMS, [4e8], [2e10])[0]
+        ends.append(np.quantile(delta + noise, [0.1, 0.9]))
+    hull = (min(low for low, _ in ends), max(high for _, high in ends))
+    assert far.expected.delta_interval == pytest.approx(hull, abs=0.002)
 
 
 @pytest.mark.parametrize("axis", ["target_params", "compute_flops", "tokens_per_parameter"])
@@ -284,7 +291,7 @@ def test_laws_survive_json_bit_by_bit() -> None:
         np.array([2.6, 2.5]),
     )
     losses = DrawnLosses(
-        groups=(dataclasses.replace(drawn().groups[0], curve=bent), drawn().groups[0]), run_noise_nats=0.005
+        groups=(dataclasses.replace(drawn().groups[0], curve=bent), drawn().groups[0]), run_noise_nats=0.005, delta_noise_nats=0.005 * math.sqrt(2)
     )
     own = guideline(losses)
     again = Guideline.from_json(own.to_json())
