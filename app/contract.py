@@ -23,18 +23,14 @@ stores rows by (run id, seq) sees every point exactly once.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import itertools
-import json
 import math
-import os
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
+
+from app.records import from_dict, read_json
 
 CONTRACT_VERSION = 1
 # Names of corpora, cohorts and designs: they become file names, so they cannot leave a folder.
@@ -52,9 +48,6 @@ EXPORTS_DIR = "exports"
 
 Phase = Literal["base", "growth", "grown", "single"]
 RunStatus = Literal["finished", "diverged", "stopped", "running"]
-
-
-T = TypeVar("T")
 
 
 class ExitCode(enum.IntEnum):
@@ -409,84 +402,9 @@ def connection_rate(layers: tuple[int, ...]) -> float:
     return sum(after == before + 1 for before, after in links) / len(links) if links else 1.0
 
 
-# --- reading and writing -----------------------------------------------------------------------------------
-
-
-def to_dict(record: Any) -> dict[str, Any]:
-    """A contract dataclass as plain JSON values."""
-    return dataclasses.asdict(record)
-
-
-def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """A contract dataclass from JSON values.
-
-    Raises:
-        ValueError: a field is unknown, missing or of the wrong type; the message names it.
-    """
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where or cls.__name__} is {values!r}, but it must be an object with named fields")
-    hints = typing.get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    prefix = f"{where}." if where else ""
-    for name in values:
-        if name not in fields:
-            raise ValueError(f"{prefix}{name} is not a field of {cls.__name__}; known: {', '.join(fields)}")
-    for name, field in fields.items():
-        if name not in values and field.default is dataclasses.MISSING:
-            raise ValueError(f"{prefix}{name} is missing; give a value of type {field.type}")
-    return cls(**{name: _convert(hints[name], value, prefix + name) for name, value in values.items()})
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        if value is None and type(None) in hint.__args__:
-            return None
-        (hint,) = [arg for arg in hint.__args__ if arg is not type(None)]
-    if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{where} is {value!r}, but it must be a list")
-        return tuple(_convert(hint.__args__[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if typing.get_origin(hint) is Literal:
-        if not isinstance(value, str) or value not in hint.__args__:
-            raise ValueError(f"{where} is {value!r}, but it must be one of {', '.join(map(repr, hint.__args__))}")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise ValueError(f"{where} is {value!r}, but it must be of type {hint.__name__}")
-    return value
-
-
-def write_json_atomically(path: Path, values: Mapping[str, Any]) -> None:
-    """Write beside, fsync, rename: a reader sees the old file or the whole new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(beside, "w", encoding="utf-8") as file:
-            json.dump(values, file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    fsync_dir(path.parent)
-
-
-def fsync_dir(path: Path) -> None:
-    """Make a rename inside ``path`` survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def read_corpus_spec(run_dir: Path) -> CorpusSpec:
     """The corpus preparation's spec, checked; errors as :func:`read_spec`."""
-    return from_dict(CorpusSpec, _read_json(run_dir / SPEC_FILE))
+    return from_dict(CorpusSpec, read_json(run_dir / SPEC_FILE))
 
 
 def read_spec(run_dir: Path) -> Spec:
@@ -495,22 +413,10 @@ def read_spec(run_dir: Path) -> Spec:
     Raises:
         ValueError: the file is missing, is not JSON, or a field is wrong.
     """
-    return from_dict(Spec, _read_json(run_dir / SPEC_FILE))
+    return from_dict(Spec, read_json(run_dir / SPEC_FILE))
 
 
 def read_result(run_dir: Path) -> Result | None:
     """The run's result, None while it has none."""
     path = run_dir / RESULT_FILE
-    return from_dict(Result, _read_json(path)) if path.exists() else None
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; the service writes it before it starts the engine") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); write it again") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold one JSON object")
-    return typing.cast(Mapping[str, Any], values)
+    return from_dict(Result, read_json(path)) if path.exists() else None

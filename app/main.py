@@ -20,9 +20,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app.api import corpora, grow, guidelines, health, jobs, problems, recommend, runs
 from app.api.service import Service
-from app.contract import write_json_atomically
 from app.guidelines.refitter import Refitter
 from app.jobs.supervisor import Supervisor
+from app.records import write_json_atomically
 from app.settings import LOOPBACK_HOSTS, Settings
 from app.store.database import Database
 

@@ -169,9 +169,13 @@ def _scratch_text(report: dict[str, Any]) -> str:
     "--leave-out", type=click.Choice(["target_params", "compute"]),
     help="What is held out: one target size at a time, or budgets above a rolling origin.",
 )  # fmt: skip
-@click.option("--draws", default=400, show_default=True, metavar="K", help="Bootstrap draws of scratch law and growth laws.")
+@click.option(
+    "--draws", default=400, show_default=True, metavar="K", help="Bootstrap draws of scratch law and growth laws."
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of all resampling.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the cohort's guideline, with these scores.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the cohort's guideline, with these scores."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def growth(
     runs: Path, cohort: str | None, leave_out: str | None, draws: int, seed: int, out: Path | None, as_json: bool
@@ -195,7 +199,7 @@ def _write_guideline(runs: Path, cohort: str | None, seed: int, out: Path, score
     """The cohort's guideline with these validation scores in it, written beside and renamed."""
     import dataclasses
 
-    from app.contract import write_json_atomically
+    from app.records import write_json_atomically
     from fitting.growth_data import read_growth_table
     from fitting.refit import fit_guideline
 
@@ -222,8 +226,32 @@ def _growth_text(values: dict[str, Any]) -> str:
             f"{scores['sign_hits']:>5}/{scores['sign_cases']:<3}{factors:>8}{scores['regret_nats']:>9.4f}{scores['coverage_80']:>10.0%}"
         )
     for name, scores in values["rules"].items():
-        lines.append(f"rule {name:<31}{'':>7}{'':>16}{scores['sign_hits']:>5}/{scores['sign_cases']:<3}{'':>8}{scores['regret_nats']:>9.4f}")
-    lines += [f"{name}: {law['verdict']}" for name, law in values["laws"].items() if law["verdict"].startswith("no weight")]
+        lines.append(
+            f"rule {name:<31}{'':>7}{'':>16}{scores['sign_hits']:>5}/{scores['sign_cases']:<3}{'':>8}{scores['regret_nats']:>9.4f}"
+        )
+    lines += [
+        f"{name}: {law['verdict']}" for name, law in values["laws"].items() if law["verdict"].startswith("no weight")
+    ]
     lines += [f"note: {warning}" for warning in values["warnings"]]
     lines.append(f"fit {values['seconds']['fit']:.1f} s, validation {values['seconds']['validation']:.1f} s")
     return "\n".join(lines)
+
+
+@fit.command()
+@click.argument("runs", type=click.Path(path_type=Path))
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Folder to write to."
+)
+@click.option("--cohort", metavar="C", help="Cohort to fit; needed where RUNS holds several.")
+@click.option("--seed", default=0, show_default=True, help="Seed of all resampling.")
+def report(runs: Path, out: Path, cohort: str | None, seed: int) -> None:
+    """Write a page on the growth laws of RUNS: self-contained HTML and PNG figures."""
+    from app.commands.fit_report import write_report
+    from fitting.growth_report import fit_growth
+
+    try:
+        written = write_report(fit_growth(runs, cohort=cohort, seed=seed), out)
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    for path in written:
+        click.echo(str(path))

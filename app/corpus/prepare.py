@@ -21,9 +21,10 @@ import psutil
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from app.bundled import bundled_dir
-from app.contract import CorpusSpec, fsync_dir
+from app.contract import CorpusSpec
 from app.corpus.documents import CorpusError, find_files, read_documents
 from app.corpus.shards import TOKENIZER_FILE, Manifest, ShardWriter, write_manifest
+from app.records import fsync_dir
 
 END_OF_TEXT = "<|endoftext|>"
 TEXTS_PER_BATCH = 64

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from app.contract import fsync_dir, write_json_atomically
+from app.records import fsync_dir, write_json_atomically
 
 MANIFEST_FILE = "corpus.json"
 TOKENIZER_FILE = "tokenizer.json"

@@ -23,9 +23,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from app.contract import CHECKPOINTS_DIR, METRICS_FILE, Spec, from_dict, fsync_dir, to_dict, write_json_atomically
+from app.contract import CHECKPOINTS_DIR, METRICS_FILE, Spec
 from app.engine.errors import BadDataError, BadSpecError
 from app.engine.plan import TrainedPhase
+from app.records import from_dict, fsync_dir, to_dict, write_json_atomically
 
 TENSORS_FILE = "state.safetensors"
 PROGRESS_FILE = "checkpoint.json"

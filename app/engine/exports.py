@@ -15,7 +15,8 @@ from typing import Literal
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from app.contract import EXPORTS_DIR, fsync_dir
+from app.contract import EXPORTS_DIR
+from app.records import fsync_dir
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"

@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from app.contract import EVENTS_FILE, METRICS_FILE, EventLine, MetricLine, Phase, to_dict
+from app.contract import EVENTS_FILE, METRICS_FILE, EventLine, MetricLine, Phase
 from app.engine.errors import BadDataError
+from app.records import to_dict
 
 
 class LineFile:

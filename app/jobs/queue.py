@@ -10,9 +10,10 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from app.contract import SPEC_FILE, CorpusSpec, Spec, to_dict, write_json_atomically
+from app.contract import SPEC_FILE, CorpusSpec, Spec
 from app.corpus.shards import Manifest
 from app.jobs.headers import DECISION_METRIC, decision_dataset, recipe_of, run_row
+from app.records import to_dict, write_json_atomically
 from app.store import jobs as job_store
 from app.store import runs as run_store
 from app.store.database import Database

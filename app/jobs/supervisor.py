@@ -13,7 +13,16 @@ from pathlib import Path
 
 import structlog
 
-from app.contract import EVENTS_FILE, METRICS_FILE, CorpusSpec, EventLine, MetricLine, Spec, read_corpus_spec, read_spec
+from app.contract import (
+    EVENTS_FILE,
+    METRICS_FILE,
+    CorpusSpec,
+    EventLine,
+    MetricLine,
+    Spec,
+    read_corpus_spec,
+    read_spec,
+)
 from app.jobs.headers import result_columns
 from app.jobs.local import LocalLauncher, ProcessId
 from app.jobs.outcome import Outcome, outcome_of

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from app.contract import EventLine, MetricLine, from_dict
+from app.contract import EventLine, MetricLine
+from app.records import from_dict
 
 Line = TypeVar("Line", MetricLine, EventLine)
 MAX_BYTES_A_READ = 4_000_000

@@ -18,10 +18,11 @@ import pytest
 from tokenizers import Tokenizer
 
 from app.bundled import bundled_dir
-from app.contract import EVENTS_FILE, CorpusSpec, ExitCode, to_dict, write_json_atomically
+from app.contract import EVENTS_FILE, CorpusSpec, ExitCode
 from app.corpus.documents import CorpusError, read_documents
 from app.corpus.prepare import END_OF_TEXT, prepare_corpus
 from app.corpus.shards import read_manifest
+from app.records import to_dict, write_json_atomically
 
 
 def spec_of(folder: Path, *sources: Path, **changes: Any) -> CorpusSpec:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.contract import Spec, from_dict
+from app.contract import Spec
 from app.engine.data import Corpus, open_corpus, permute, train_windows, validation_windows
 from app.engine.errors import BadDataError
+from app.records import from_dict
 
 MakeValues = Callable[..., dict[str, Any]]
 

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from app.contract import Spec, from_dict
+from app.contract import Spec
 from app.engine.checkpoints import CheckpointFolder, Progress, fingerprint
 from app.engine.errors import BadDataError, BadSpecError
 from app.engine.metrics import EventsWriter, LineFile, MetricsWriter
+from app.records import from_dict
 
 
 def write_metrics(run_dir: Path, values: list[float], *, first_seq: int = 1) -> MetricsWriter:

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from app.contract import Spec, from_dict
+from app.contract import Spec
 from app.engine.errors import BadSpecError
 from app.engine.plan import plan_phases
+from app.records import from_dict
 from fitting.flops import Shape, flops_per_token
 
 MakeValues = Callable[..., dict[str, Any]]

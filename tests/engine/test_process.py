@@ -19,9 +19,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.contract import ExitCode, MetricLine, from_dict, read_result
+from app.contract import ExitCode, MetricLine, read_result
 from app.engine import trainer
 from app.engine.__main__ import Pause, main
+from app.records import from_dict
 from fitting.flops import Shape, flops_per_token, non_embedding_params
 
 Start = Callable[..., subprocess.Popen[str]]

@@ -17,14 +17,12 @@ from app.contract import (
     SpecError,
     TrainingSpec,
     connection_rate,
-    from_dict,
     source_layers,
-    to_dict,
-    write_json_atomically,
-)  # fmt: skip
+)
 from app.jobs.design import GrowthDesign, arm_spec, total_flops
 from app.jobs.outcome import outcome_of
 from app.jobs.tail import read_new_lines
+from app.records import from_dict, to_dict, write_json_atomically
 from fitting.errors import InputError
 
 
