@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 # Breaks of an event stream in a row, with nothing received between them, before the caller is told.
-MAX_BREAKS = 5
+MAX_BREAKS = 8
 
 Json = dict[str, Any]
 
@@ -91,22 +93,22 @@ class Growthlaw:
         return self._call("GET", "/jobs", query=query)
 
     def job(self, job_id: str) -> Json:
-        return self._call("GET", f"/jobs/{job_id}")
+        return self._call("GET", self._item("jobs", job_id))
 
     def cancel(self, job_id: str) -> Json:
-        return self._call("POST", f"/jobs/{job_id}/cancel")
+        return self._call("POST", self._item("jobs", job_id) + "/cancel")
 
     def pause(self, job_id: str) -> Json:
-        return self._call("POST", f"/jobs/{job_id}/pause")
+        return self._call("POST", self._item("jobs", job_id) + "/pause")
 
     def resume(self, job_id: str) -> Json:
-        return self._call("POST", f"/jobs/{job_id}/resume")
+        return self._call("POST", self._item("jobs", job_id) + "/resume")
 
     def runs(self, **query: Any) -> Json:
         return self._call("GET", "/runs", query=query)
 
     def run(self, run_id: str) -> Json:
-        return self._call("GET", f"/runs/{run_id}")
+        return self._call("GET", self._item("runs", run_id))
 
     def points(self, run_id: str, metric: str | None = None) -> list[Json]:
         """All points of a run, page after page."""
@@ -115,7 +117,7 @@ class Growthlaw:
         if metric is not None:
             query["metric"] = metric
         while True:
-            page = self._call("GET", f"/runs/{run_id}/points", query=query)
+            page = self._call("GET", self._item("runs", run_id) + "/points", query=query)
             points += page["data"]
             if not page["has_more"]:
                 return points
@@ -125,7 +127,7 @@ class Growthlaw:
         return self._call("GET", "/guidelines", query=query)
 
     def guideline(self, guideline_id: str) -> Json:
-        return self._call("GET", f"/guidelines/{guideline_id}")
+        return self._call("GET", self._item("guidelines", guideline_id))
 
     def corpora(self) -> list[Json]:
         corpora: list[Json] = self._call("GET", "/corpora")  # type: ignore[assignment]
@@ -139,6 +141,7 @@ class Growthlaw:
         """A job's events until it has ended; a broken stream is taken up where it broke."""
         breaks = 0
         while True:
+            trouble = "it ended early"
             try:
                 for event in self._stream(job_id, last_event_id):
                     breaks, last_event_id = 0, event.id
@@ -146,9 +149,19 @@ class Growthlaw:
                     if event.event == "end":
                         return
             except httpx.TransportError as error:
-                breaks += 1
-                if breaks >= MAX_BREAKS:
-                    raise NoService(f"the event stream of {job_id} broke {breaks} times: {error}") from None
+                trouble = str(error)
+            breaks += 1
+            if breaks >= MAX_BREAKS:
+                raise NoService(f"the event stream of {job_id} broke {breaks} times: {trouble}")
+            # 0.2, 0.4, 0.8 ... s: long enough for a service that is being restarted.
+            time.sleep(0.1 * 2**breaks)
+
+    @staticmethod
+    def _item(collection: str, item_id: str) -> str:
+        """The path of one item; an id cannot lead elsewhere."""
+        if not item_id:
+            raise ValueError(f"the id of one of {collection} is empty; list them to see which there are")
+        return f"/{collection}/{quote(item_id, safe='')}"
 
     # --- transport -------------------------------------------------------------------------------------------
 
@@ -171,7 +184,9 @@ class Growthlaw:
 
     def _stream(self, job_id: str, last_event_id: str | None) -> Iterator[Event]:
         headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
-        with self._http.stream("GET", f"/jobs/{job_id}/events", headers=headers, timeout=None) as response:
+        with self._http.stream(
+            "GET", self._item("jobs", job_id) + "/events", headers=headers, timeout=None
+        ) as response:
             if response.is_error:
                 response.read()
                 self._read(response)

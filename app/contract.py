@@ -26,6 +26,7 @@ from __future__ import annotations
 import enum
 import itertools
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -33,6 +34,9 @@ from typing import Literal
 from app.records import from_dict, read_json
 
 CONTRACT_VERSION = 1
+# No length, size or rate of a run comes near; beyond it a number is a slip.
+LARGEST_NUMBER = 1e18
+MAX_SEED = 2**63 - 1
 # Names of corpora, cohorts and designs: they become file names, so they cannot leave a folder.
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 # Bumped by any change that alters the numbers a spec produces; stored with every run.
@@ -76,11 +80,21 @@ def _require(condition: bool, field: str, value: object, limit: str, mend: str) 
         raise SpecError(field, f"is {value!r}, but {limit}; {mend}")
 
 
+def _require_version(version: int) -> None:
+    _require(
+        version == CONTRACT_VERSION,
+        "version",
+        version,
+        f"this program reads {CONTRACT_VERSION}",
+        "run it with the growthlaw that wrote it",
+    )
+
+
 def _require_positive(owner: object, *fields: str) -> None:
     for field in fields:
         value = getattr(owner, field)
-        ok = isinstance(value, (int, float)) and math.isfinite(value) and value > 0
-        _require(ok, field, value, "it must be a finite number above 0", f"give a positive {field}")
+        ok = isinstance(value, (int, float)) and 0 < value < LARGEST_NUMBER
+        _require(ok, field, value, f"it must lie above 0 and below {LARGEST_NUMBER:g}", f"give a positive {field}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,13 +255,7 @@ class Spec:
         return self.training.batch_sequences * self.model.context_length
 
     def __post_init__(self) -> None:
-        _require(
-            self.version == CONTRACT_VERSION,
-            "version",
-            self.version,
-            f"this engine reads {CONTRACT_VERSION}",
-            "run it with the engine of the service that wrote it",
-        )
+        _require_version(self.version)
         _require_positive(self, "num_threads", "checkpoint_every_tokens")
         _require(
             self.device in ("auto", "cpu", "cuda"), "device", self.device, "it must be auto, cpu or cuda", "use 'auto'"
@@ -262,6 +270,10 @@ class Spec:
             f"one batch is {self.batch_tokens} tokens",
             "raise the token budget or shrink the batch",
         )
+        for field in ("init_seed", "data_seed"):
+            seed = getattr(self, field)
+            _require(0 <= seed <= MAX_SEED, field, seed, "it must lie between 0 and 2**63 - 1", "use a seed such as 0")
+        self._check_warmup()
         if self.growth is not None:
             _require(
                 self.growth.growth_timing_tokens >= self.batch_tokens,
@@ -271,6 +283,20 @@ class Spec:
                 "grow later or shrink the batch",
             )
             source_layers(self.growth.order, self.growth.num_base_layers, self.model.num_layers)
+
+    def _check_warmup(self) -> None:
+        # A target that never reaches its peak rate is an untuned control, and untuned controls flatter growth.
+        # The base may grow inside its warm-up: a very early growth timing is a fair question.
+        training = self.training
+        tokens = training.tokens // self.batch_tokens * self.batch_tokens
+        decays_from = int(tokens * (1 - training.decay_fraction)) if training.schedule == "wsd" else tokens
+        _require(
+            training.warmup_tokens == 0 or training.warmup_tokens < decays_from,
+            "training.warmup_tokens",
+            training.warmup_tokens,
+            f"the last phase starts to decay after {decays_from} tokens",
+            "shorten the warm-up or raise the token budget",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,6 +317,14 @@ class CorpusSpec:
     version: int = CONTRACT_VERSION
 
     def __post_init__(self) -> None:
+        _require_version(self.version)
+        _require(
+            re.fullmatch(NAME_PATTERN, self.name) is not None,
+            "name",
+            self.name,
+            f"names match {NAME_PATTERN}",
+            "choose such a name",
+        )
         _require(
             257 <= self.vocab_size <= 1_000_000,
             "vocab_size",
@@ -350,6 +384,9 @@ class Result:
     reason: str = ""
     engine_numerics_version: int = ENGINE_NUMERICS_VERSION
     version: int = CONTRACT_VERSION
+
+    def __post_init__(self) -> None:
+        _require_version(self.version)
 
 
 def source_layers(order: str, num_base_layers: int, num_target_layers: int) -> tuple[int, ...]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import structlog
 import uvicorn
+from alembic.util import CommandError
 from fastapi import FastAPI
+from sqlalchemy.exc import DatabaseError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app.api import corpora, grow, guidelines, health, jobs, problems, recommend, runs
@@ -35,16 +39,19 @@ class StartError(Exception):
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The service over `settings.data_dir`; its launcher loop runs while the app does."""
-    database = Database(settings.database_url)
+    """The service over `settings.data_dir`, its database migrated; its launcher loop runs while the app does.
+
+    Raises:
+        StartError: the database cannot be opened or migrated.
+    """
+    for folder in (settings.data_dir, settings.runs_dir, settings.corpora_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+    database = _open_database(settings)
     refitter = Refitter(database)
     supervisor = Supervisor(database, num_slots=settings.num_slots, on_run_ended=refitter.ask)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        for folder in (settings.data_dir, settings.runs_dir, settings.corpora_dir):
-            folder.mkdir(parents=True, exist_ok=True)
-        database.migrate()
         refitter.start()
         supervisor.start()
         yield
@@ -60,15 +67,29 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = Service(settings, database, supervisor)
     # A page of another site must not reach a loopback service through a name that it lets point here.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS, "[::1]", "testserver"])
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS, "[::1]"])
     problems.install(app)
     for module in (recommend, grow, jobs, runs, guidelines, corpora, health):
         app.include_router(module.router)
     return app
 
 
-def serve(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM. With port 0 a free one is taken; `service.json` tells which.
+def _open_database(settings: Settings) -> Database:
+    database = Database(settings.database_url)
+    try:
+        database.migrate()
+    except (DatabaseError, CommandError) as error:
+        database.close()
+        why = getattr(error, "orig", error)
+        raise StartError(
+            f"the database {database.engine.url.render_as_string()} cannot be used ({why}); it is damaged or was written "
+            "by a newer growthlaw: put a copy back, use that growthlaw, or serve another --data-dir"
+        ) from None
+    return database
+
+
+def serve(settings: Settings, on_ready: Callable[[dict[str, Any]], None] = lambda service: None) -> None:
+    """Serve until SIGINT or SIGTERM. With port 0 a free one is taken; `service.json` and `on_ready` tell which.
 
     Raises:
         StartError: the host is not loopback, the port or the data directory is in use or cannot be used.
@@ -84,11 +105,12 @@ def serve(settings: Settings) -> None:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{port}"
         service_file = settings.data_dir / SERVICE_FILE
-        write_json_atomically(service_file, {"url": url, "pid": os.getpid()})
+        service = {"url": url, "pid": os.getpid(), "data_dir": str(settings.data_dir.resolve())}
+        app = create_app(settings)
+        write_json_atomically(service_file, service)
+        on_ready(service)
         try:
-            config = uvicorn.Config(
-                create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=5
-            )
+            config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
             structlog.get_logger().info("serving", url=url, docs=f"{url}/docs", data_dir=str(settings.data_dir))
             # uvicorn shuts down in order and then raises the signal again, which must not cut the clean-up short.
             for signum in (signal.SIGINT, signal.SIGTERM):
@@ -110,8 +132,12 @@ def _locked(data_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            pid = "unknown"
+            with contextlib.suppress(OSError, ValueError):
+                pid = json.loads((data_dir / SERVICE_FILE).read_text(encoding="utf-8"))["pid"]
             raise StartError(
-                f"--data-dir {data_dir} is in use by another growthlaw service; stop it, or choose another directory"
+                f"--data-dir {data_dir} is in use by another growthlaw service (pid {pid}); stop it, or choose another "
+                "directory"
             ) from None
         yield
 

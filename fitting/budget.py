@@ -19,6 +19,7 @@ rho       utilisation of the target over that of the base                     -
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,13 +53,33 @@ class Budget:
 
     def paid_tokens(self, timing_tokens: ArrayLike) -> Array:
         """The base's tokens that count against C, (R,)."""
-        timings = np.asarray(timing_tokens, dtype=np.float64)
-        if not self.base_is_sunk:
-            return timings
-        have = self.existing_base_tokens
-        return np.zeros_like(timings) if have is None else np.maximum(timings - have, 0.0)
+        share, free = self._charging
+        return np.asarray(share * np.maximum(np.asarray(timing_tokens, dtype=np.float64) - free, 0.0))
 
     def grown_tokens(self, base: BaseOption, timing_tokens: ArrayLike) -> Array:
         """D (R,) of timings (R,); not above 0 where the base costs the whole budget."""
         cost = self.base_cost_factor * base.flops_per_token * self.paid_tokens(timing_tokens)
         return np.asarray((self.compute_flops - cost) / self.target.flops_per_token)
+
+    @property
+    def _charging(self) -> tuple[float, float]:
+        """The share of the base's tokens that is charged, and how many of them come free first."""
+        if not self.base_is_sunk:
+            return 1.0, 0.0
+        return (0.0, 0.0) if self.existing_base_tokens is None else (1.0, self.existing_base_tokens)
+
+
+def grown_tokens_of(cases: Sequence[tuple[Budget, BaseOption]], timing_tokens: Array) -> Array:
+    """:meth:`Budget.grown_tokens` of many cases at once: (cases, points) from timings (cases, points)."""
+    columns = np.array(
+        [
+            (
+                budget.compute_flops / budget.target.flops_per_token,
+                budget.base_cost_factor * base.flops_per_token / budget.target.flops_per_token,
+                *budget._charging,
+            )
+            for budget, base in cases
+        ]
+    )
+    everything, price, share, free = (column[:, None] for column in columns.T)
+    return np.asarray(everything - price * share * np.maximum(timing_tokens - free, 0.0))

@@ -28,14 +28,14 @@ from fitting.scratch_rows import ScratchRows
 from fitting.validation.folds import LeaveOut
 from fitting.validation.nested import law_weights, validate
 
-NUM_DRAWS = 200
+NUM_DRAWS = 120
 # With fewer pairs the borrowed growth terms say more than folds of the cohort's own could.
 PAIRS_TO_STAND_ALONE = 10
 _KINDS_OF_FOLDS: tuple[LeaveOut, ...] = ("target_params", "compute")
 # A bootstrap of fewer cells is mostly degenerate resamples, and weights need rows on both sides of a cut.
 ROWS_FOR_A_LAW = 6
 ROWS_TO_COMPARE_LAWS = 12
-_FEWEST_DRAWS_A_LAW = 20
+_FEWEST_DRAWS_A_LAW = 12
 # Draws of the scratch law that miss the observed cells by more than this many times the median miss are resamples
 # that lost what held them, such as every run of a size.
 _LOST_RATIO = 5.0
@@ -77,15 +77,19 @@ def fit_own(table: pd.DataFrame, noise: Noise, *, seed: int, num_draws: int = NU
         fit = fit_growth_law(choosers[name], data.points, data.delta_nats, basis, clusters=data.clusters, seed=seed)
         assert fit.draws is not None
         groups.append(Group(curve=basis.draws.take(own), growth=fit.law, growth_draws=fit.draws[own]))
-    spread = np.sqrt(2) * noise.sd_nats
+    spread = float(np.sqrt(2) * noise.sd_nats)
     if weights.errors_nats:
+        # Errors on held-out pairs hold the noise of the pairs as well, so they replace an assumed one.
         squares = sum(weight * weights.errors_nats[name] ** 2 for name, weight in kept.items())
-        spread = max(spread, float(np.sqrt(squares / sum(kept.values()))))
+        seen = float(np.sqrt(squares / sum(kept.values())))
+        spread = max(spread, seen) if noise.measured else seen
     tests = {kind: validate(data, kind, seed=seed, laws=choosers) for kind in _KINDS_OF_FOLDS}
-    scores = {kind: test.averaged.to_dict() for kind, test in tests.items() if test.averaged is not None}
-    most = max((int(one["num_pairs"]) for one in scores.values()), default=0)  # type: ignore[call-overload]
+    scores: dict[str, Any] = {
+        kind: test.averaged.to_dict() for kind, test in tests.items() if test.averaged is not None
+    }
+    most = max((test.averaged.num_pairs for test in tests.values() if test.averaged is not None), default=0)
     return CohortFit(
-        losses=DrawnLosses(groups=tuple(groups), run_noise_nats=noise.sd_nats, delta_noise_nats=float(spread)),
+        losses=DrawnLosses(groups=tuple(groups), run_noise_nats=min(noise.sd_nats, spread), delta_noise_nats=spread),
         law=" + ".join(f"{weight / sum(kept.values()):.0%} {name}" for name, weight in kept.items()),
         borrowed=tuple(f"{sentence[0].upper()}{sentence[1:]}." for sentence in basis.borrowed),
         warnings=tuple(f"{sentence[0].upper()}{sentence[1:]}." for sentence in data.warnings),

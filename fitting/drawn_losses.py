@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fitting.growth_laws import GROWTH_LAWS, GrowthLaw, GrowthPoints, Prepared, ScratchCurve
+from fitting.growth_laws.equivalent_progress import EquivalentProgress
 from fitting.growth_laws.scratch_curve import TargetOffset
 from fitting.laws import scratch_law
 from fitting.laws.base import Array
@@ -28,6 +30,7 @@ from fitting.laws.base import Array
 # Offsets bend the curve by a few per cent at most, so its inverse settles in a few rounds.
 _INVERSE_ROUNDS = 4
 _SAME_SIZE = 1e-3
+_WIDEST = EquivalentProgress("equivalent_progress_widest", ("ln_kappa", "c", "c_slope", "ln_p"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,53 @@ class Group:
         return Group(curve=self.curve.take(which), growth=self.growth, growth_draws=self.growth_draws[which])
 
 
+def _widened(group: Group) -> Group:
+    """The same group in terms of the widest law of its family, so that groups of one family can be evaluated at once.
+
+    Terms that a narrower member does not fit are 0 there: kappa = 1, c = c' = 0, p = 1.
+    """
+    if not isinstance(group.growth, EquivalentProgress):
+        return group
+    columns = [
+        group.growth_draws[:, group.growth.parameter_names.index(name)]
+        if name in group.growth.parameter_names
+        else np.zeros(len(group))
+        for name in _WIDEST.parameter_names
+    ]
+    return replace(group, growth=_WIDEST, growth_draws=np.stack(columns, axis=1))
+
+
+def _joined(groups: Sequence[Group]) -> tuple[Group, ...]:
+    """Neighbours of one scratch law, bent at the same knots, and one growth law become one group."""
+    joined: list[Group] = []
+    for group in map(_widened, groups):
+        before = joined[-1] if joined else None
+        if before is None or before.growth is not group.growth or not _same_form(before.curve, group.curve):
+            joined.append(group)
+            continue
+        offsets = tuple(
+            TargetOffset(params=a.params, knots=a.knots, values=np.concatenate([a.values, b.values]))
+            for a, b in zip(before.curve.offsets, group.curve.offsets, strict=True)
+        )
+        curve = ScratchCurve(
+            law=group.curve.law, params=np.concatenate([before.curve.params, group.curve.params]), offsets=offsets
+        )
+        draws = np.concatenate([before.growth_draws, group.growth_draws])
+        joined[-1] = Group(curve=curve, growth=group.growth, growth_draws=draws)
+    return tuple(joined)
+
+
+def _same_form(a: ScratchCurve, b: ScratchCurve) -> bool:
+    return (
+        a.law is b.law
+        and len(a.offsets) == len(b.offsets)
+        and all(
+            one.params == other.params and np.array_equal(one.knots, other.knots)
+            for one, other in zip(a.offsets, b.offsets, strict=True)
+        )
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class DrawnLosses:
     """Draws of losses of all groups, one after the other; see ``fitting.recommendation.losses.Losses``."""
@@ -83,6 +133,11 @@ class DrawnLosses:
     groups: Sequence[Group]
     run_noise_nats: float
     delta_noise_nats: float
+
+    @cached_property
+    def _parts(self) -> tuple[Group, ...]:
+        """The groups in their order, joined where they can be evaluated at once."""
+        return _joined(self.groups)
 
     @property
     def num_draws(self) -> int:
@@ -98,7 +153,7 @@ class DrawnLosses:
         return replace(self, groups=groups)
 
     def scratch(self, params: Array, tokens: Array) -> Array:
-        return np.concatenate([group.curve.loss(params, tokens) for group in self.groups])
+        return np.concatenate([group.curve.loss(params, tokens) for group in self._parts])
 
     def grown(self, target_params: float, base_params: Array, timing_tokens: Array, grown_tokens: Array) -> Array:
         size = np.full(len(base_params), target_params)
@@ -111,13 +166,13 @@ class DrawnLosses:
             # Only read for delta, which is taken against the scratch arm here.
             scratch_tokens=grown_tokens,
         )
-        return np.concatenate([group.grown(points) for group in self.groups])
+        return np.concatenate([group.grown(points) for group in self._parts])
 
     def scratch_tokens(self, params: float, loss_nats: Array) -> Array:
-        ends = np.cumsum([len(group) for group in self.groups])
+        ends = np.cumsum([len(group) for group in self._parts])
         parts = np.split(loss_nats, ends[:-1])
         return np.concatenate(
-            [group.scratch_tokens(params, part) for group, part in zip(self.groups, parts, strict=True)]
+            [group.scratch_tokens(params, part) for group, part in zip(self._parts, parts, strict=True)]
         )
 
 

@@ -38,7 +38,10 @@ _SAME_SIZE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthData:
-    """Pairs (arrays (R,)) and scratch runs of one cohort and basis. ``delta_nats`` is grown - control."""
+    """Pairs (arrays (R,)) and scratch runs of one cohort and basis. ``delta_nats`` is grown - control.
+
+    Pairs of equal ``controls`` share a control run and with it its noise.
+    """
 
     cohort: str
     basis: str
@@ -46,6 +49,7 @@ class GrowthData:
     delta_nats: Array
     compute_flops: Array
     clusters: np.ndarray
+    controls: np.ndarray
     scratch: ScratchRows
     scratch_compute_flops: Array
     run_ids: tuple[str, ...]
@@ -63,12 +67,15 @@ class GrowthData:
             delta_nats=self.delta_nats[pairs],
             compute_flops=self.compute_flops[pairs],
             clusters=self.clusters[pairs],
+            controls=self.controls[pairs],
             scratch=self.scratch.where(scratch),
             scratch_compute_flops=self.scratch_compute_flops[scratch],
         )
 
 
-def read_growth_table(source: str | Path | pd.DataFrame, cohort: str | None = None) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def read_growth_table(
+    source: str | Path | pd.DataFrame, cohort: str | None = None
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """A run table of one cohort, checked, for growth fits; with sentences on what was taken for granted.
 
     Rows that share a ``run_id`` are points of one curve. Where the table has no ``is_final`` column that makes its losses
@@ -118,7 +125,9 @@ def growth_data(table: pd.DataFrame) -> GrowthData:
             "at equal compute_flops, or a control_loss column"
         )
     if not paired.all():
-        warnings.append(f"{int((~paired).sum())} of {len(grown)} grown runs have no scratch control at equal FLOPs and are not fitted")
+        warnings.append(
+            f"{int((~paired).sum())} of {len(grown)} grown runs have no scratch control at equal FLOPs and are not fitted"
+        )
     num_read = int(np.sum(how[paired] == "curve"))
     if num_read:
         warnings.append(f"the control of {num_read} pair(s) is read between scratch runs of the target")
@@ -130,9 +139,11 @@ def growth_data(table: pd.DataFrame) -> GrowthData:
         grown_tokens=_column(grown, "grown_tokens"),
         scratch_tokens=scratch_tokens,
     )
-    order = np.lexsort((_column(grown, "final_loss"), points.timing_tokens, points.target_params, _column(grown, "compute_flops")))
+    order = np.lexsort(
+        (_column(grown, "final_loss"), points.timing_tokens, points.target_params, _column(grown, "compute_flops"))
+    )
     order = order[paired[order]]
-    clusters = np.asarray(grown["trunk_id"].where(grown["trunk_id"].notna(), grown["run_id"]).astype(str))
+    clusters = _families(grown)
     return GrowthData(
         cohort=cohort,
         basis=basis,
@@ -140,6 +151,7 @@ def growth_data(table: pd.DataFrame) -> GrowthData:
         delta_nats=(_column(grown, "final_loss") - control)[order],
         compute_flops=_column(grown, "compute_flops")[order],
         clusters=clusters[order],
+        controls=_control_labels(points, control, how)[order],
         scratch=scratch,
         scratch_compute_flops=scratch_compute,
         run_ids=tuple(sorted(set(used["run_id"].astype(str)))),
@@ -152,31 +164,33 @@ def _column(frame: pd.DataFrame, name: str) -> Array:
     return np.asarray(frame[name], dtype=np.float64)
 
 
+def _families(frame: pd.DataFrame) -> np.ndarray:
+    """(R,) the trunk each run belongs to, its own id where it has none."""
+    return np.asarray(frame["trunk_id"].where(frame["trunk_id"].notna(), frame["run_id"]).astype(str))
+
+
 def _scratch_rows(single: pd.DataFrame, grown: pd.DataFrame, scratch_tokens: Array) -> tuple[ScratchRows, Array]:
     """Runs that were not grown, and the control losses of grown rows where no such run stands at their place."""
     sizes, tokens = _column(single, "target_params"), _column(single, "grown_tokens")
     losses, compute = _column(single, "final_loss"), _column(single, "compute_flops")
-    clusters = np.asarray(single["trunk_id"].where(single["trunk_id"].notna(), single["run_id"]).astype(str))
     target, stated = _column(grown, "target_params"), _column(grown, "control_loss")
-    extra = []
+    extra: list[int] = []
     for row in np.flatnonzero(np.isfinite(stated)):
         same = np.abs(sizes / target[row] - 1) < _SAME_SIZE
         there = same & (np.abs(tokens / scratch_tokens[row] - 1) <= EQUAL_COMPUTE_TOLERANCE)
         twice = any(
-            abs(target[row] / target[other] - 1) < _SAME_SIZE and abs(scratch_tokens[row] / scratch_tokens[other] - 1) < 1e-6
+            abs(target[row] / target[other] - 1) < _SAME_SIZE
+            and abs(scratch_tokens[row] / scratch_tokens[other] - 1) < 1e-6
             for other in extra
         )
         if not there.any() and not twice:
             extra.append(int(row))
-    owner = np.asarray(grown["run_id"].astype(str))
-    trunk = np.asarray(grown["trunk_id"].where(grown["trunk_id"].notna(), grown["run_id"]).astype(str))
+    trunk = _families(grown)
     rows = ScratchRows(
         num_params=np.concatenate([sizes, target[extra]]),
         tokens=np.concatenate([tokens, scratch_tokens[extra]]),
         loss_nats=np.concatenate([losses, stated[extra]]),
-        clusters=np.concatenate([clusters, np.array([f"control of {trunk[row]}" for row in extra], dtype=object)]).astype(str)
-        if len(owner)
-        else clusters,
+        clusters=np.array([*_families(single), *(f"control of {trunk[row]}" for row in extra)]),
     )
     order = np.lexsort((rows.loss_nats, rows.tokens, rows.num_params))
     all_compute = np.concatenate([compute, _column(grown, "compute_flops")[extra]])
@@ -208,6 +222,18 @@ def _controls(grown: pd.DataFrame, single: pd.DataFrame, scratch_tokens: Array) 
             if np.isfinite(read):
                 control[row], how[row] = float(np.exp(read)), "curve"
     return control, how
+
+
+def _control_labels(points: GrowthPoints, control: Array, how: np.ndarray) -> np.ndarray:
+    """(R,) labels: pairs of one target at one budget with the same control loss share it; a read curve is nobody's own."""
+    return np.array(
+        [
+            f"curve {row}"
+            if how[row] == "curve"
+            else f"{points.target_params[row]:.6g} {points.scratch_tokens[row]:.3g} {control[row]!r}"
+            for row in range(len(control))
+        ]
+    )
 
 
 def _between(log_tokens: Array, log_losses: Array, at: float) -> float:

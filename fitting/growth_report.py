@@ -124,7 +124,9 @@ def fit_growth(
     began = time.perf_counter()
     basis = fit_scratch_basis(data.scratch, num_draws, seed)
     fits = {
-        name: fit_growth_law(law, data.points, data.delta_nats, basis, clusters=data.clusters, seed=seed)
+        name: fit_growth_law(
+            law, data.points, data.delta_nats, basis, clusters=data.clusters, controls=data.controls, seed=seed
+        )
         for name, law in ALL_LAWS.items()
         if len(data) >= law.min_pairs
     }
@@ -170,7 +172,8 @@ def _warnings(data: GrowthData, validation: Validation) -> list[str]:
         size = float(np.median(np.abs(data.delta_nats)))
         if validation.averaged.rmse_delta_nats > size:
             found.append(
-                f"the held-out error ({validation.averaged.rmse_delta_nats:.3f} nats) is as large as the effect ({size:.3f} nats)"
+                f"the held-out error ({validation.averaged.rmse_delta_nats:.3f} nats) is as large as the effect "
+                f"({size:.3f} nats)"
             )
     return found
 

@@ -162,6 +162,12 @@ class Guideline:
         """The fitted losses; only for guidelines with ``laws``."""
         return losses_of(self.laws)
 
+    @property
+    def num_held_out_pairs(self) -> int:
+        """Pairs that were predicted before they were seen; scores of an average may stand under "averaged"."""
+        scores = self.held_out or {}
+        return int(scores.get("averaged", scores).get("num_pairs") or 0)
+
     def summary(self) -> dict[str, Any]:
         """What an answer quotes of it: id, name, version, law, num_runs, held_out."""
         return {

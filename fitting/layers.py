@@ -28,6 +28,8 @@ from fitting.flops import Shape, flops_per_token, non_embedding_params
 
 # 2, 4 and 8 span what has been tried with success (G_stack: best between 2 and 4, one-layer bases lose).
 DEFAULT_GROWTH_FACTORS = (2.0, 4.0, 8.0)
+# A factor that divides stands for a default one that it is this close to.
+_CLOSE_FACTOR = 1.15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +111,12 @@ def base_options(target: Target, growth_factors: Sequence[float] | None = None) 
 
     Args:
         target: the model wanted.
-        growth_factors: factors asked for (default 2, 4, 8). Where layers are known each becomes the base with
-            round(L / g) layers, so the factor in the answer may differ from the one asked for; doubles are dropped.
+        growth_factors: factors asked for. Where layers are known each becomes the base with round(L / g) layers, so the
+            factor in the answer may differ from the one asked for; doubles are dropped. By default 2, 4, 8, or where
+            layers are known every factor from 2 to 8 that divides them, with partial stacks for 2, 4 and 8 where none
+            comes close.
     """
-    factors = DEFAULT_GROWTH_FACTORS if growth_factors is None else growth_factors
+    factors = growth_factors or default_factors(target.num_layers)
     if target.num_layers is None:
         return tuple(
             BaseOption(
@@ -125,6 +129,20 @@ def base_options(target: Target, growth_factors: Sequence[float] | None = None) 
     return tuple(
         base_of_layers(target, layers) for layers in sorted(num_layers, reverse=True) if layers < target.num_layers
     )
+
+
+def default_factors(num_layers: int | None) -> tuple[float, ...]:
+    """The factors to consider where none were asked for."""
+    if num_layers is None:
+        return DEFAULT_GROWTH_FACTORS
+    low, high = int(DEFAULT_GROWTH_FACTORS[0]), int(DEFAULT_GROWTH_FACTORS[-1])
+    dividing = [float(g) for g in range(low, high + 1) if num_layers % g == 0]
+    partial = [
+        g
+        for g in DEFAULT_GROWTH_FACTORS
+        if not any(g / _CLOSE_FACTOR < other < g * _CLOSE_FACTOR for other in dividing)
+    ]
+    return tuple(sorted([*dividing, *partial]))
 
 
 def base_of_layers(target: Target, num_layers: int) -> BaseOption:

@@ -63,6 +63,8 @@ def fit_guideline(runs: str | Path | pd.DataFrame, cohort: str | None = None, *,
         sentences = (f"No scratch law was fitted: {error}.",)
     else:
         law, sentences = fit.law, fit.warnings
+    # Errors on held-out pairs say more than any assumption about seeds.
+    noise_assumed = not noise.measured and (fit is None or fit.held_out is None)
     return Guideline(
         id="guideline-" + hashlib.sha256(f"{digest} {seed} {law} {name}".encode()).hexdigest()[:12],
         name=f"{name} ({len(used)} runs)",
@@ -90,7 +92,7 @@ def fit_guideline(runs: str | Path | pd.DataFrame, cohort: str | None = None, *,
         held_out=None if fit is None else fit.held_out,
         provisional=fit is None or len(pairs) < PAIRS_TO_STAND_ALONE,
         borrowed=() if fit is None else fit.borrowed,
-        warnings=(*_warnings(pairs, noise, excluded, basis, num_by_6nd), *sentences),
+        warnings=(*_warnings(pairs, noise, noise_assumed, excluded, basis, num_by_6nd), *sentences),
     )  # fmt: skip
 
 
@@ -130,14 +132,19 @@ def _range(values: Iterable[float]) -> tuple[float, float] | None:
 
 
 def _warnings(
-    pairs: tuple[ObservedPair, ...], noise: Noise, excluded: dict[str, int], basis: str, num_by_6nd: int
+    pairs: tuple[ObservedPair, ...],
+    noise: Noise,
+    noise_assumed: bool,
+    excluded: dict[str, int],
+    basis: str,
+    num_by_6nd: int,
 ) -> tuple[str, ...]:
     sentences = []
     if excluded:
         sentences.append(f"Runs seen whose losses were not used: {_counted(excluded)}.")
     if basis == "mid_schedule":
         sentences.append("The table holds mid-schedule losses only; an answer for finished runs may differ.")
-    if not noise.measured:
+    if noise_assumed:
         sentences.append(
             f"No design was repeated with another seed: intervals assume a seed spread of {noise.sd_nats:.3f} nats, "
             "measured by this project at hidden size 64."

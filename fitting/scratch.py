@@ -132,12 +132,13 @@ class AveragedScratchFit:
         num_draws = min(len(values) for values in draws)
         edges = np.cumsum([weight for _, weight in used])
         owner = np.searchsorted(edges[:-1], (np.arange(num_draws) + 0.5) / num_draws)
-        mixed = np.array([draws[law][k] for k, law in enumerate(owner)])
-        return mixed
+        return np.array([draws[law][k] for k, law in enumerate(owner)])
 
     def interval(self, num_params: ArrayLike, tokens: ArrayLike, coverage: float = 0.8) -> tuple[Array, Array]:
         """Prediction interval (R,), (R,) of a new run's loss: parameters, laws and residuals."""
-        return _interval(self.draw_predictions(num_params, tokens), self.leader.residual_model, num_params, tokens, coverage)
+        return _interval(
+            self.draw_predictions(num_params, tokens), self.leader.residual_model, num_params, tokens, coverage
+        )
 
 
 def _interval(
@@ -221,7 +222,9 @@ def _fit_one(rows: ScratchRows, law: ScratchLaw, options: FitOptions) -> Scratch
     if options.bootstrap:
         draws = bootstrap(regression, point, rows.clusters, options.bootstrap, options.seed)
         if draws.num_failed:
-            warnings.append(f"law '{law.name}': {draws.num_failed} of {draws.num_requested} bootstrap fits failed and are left out")
+            warnings.append(
+                f"law '{law.name}': {draws.num_failed} of {draws.num_requested} bootstrap fits failed and are left out"
+            )
     ended = time.perf_counter()
     params = regression.params(point.coordinates)
     warnings += shape_faults(law, params, *_region(rows))
@@ -251,7 +254,7 @@ def _region(rows: ScratchRows) -> tuple[tuple[float, float], tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Extrapolation:
-    """Rolling extrapolation of one law, by cut: mean squared and worst log error above it; and where its shape failed ("" nowhere)."""
+    """Rolling extrapolation of one law: mean squared and worst log error above each cut; where its shape failed, or ""."""
 
     squared_errors: Mapping[float, float]
     worst_errors: Mapping[float, float]
@@ -304,7 +307,9 @@ def _average(rows: ScratchRows, options: FitOptions) -> AveragedScratchFit:
     spent = sum(fit.seconds.bootstrap for fit in fits.values())
     warnings = [sentence for name, fit in fits.items() if weights[name] > 0 for sentence in fit.warnings]
     if not errors:
-        warnings.append("too few runs to compare laws by extrapolation: the law with the fewest parameters is used alone")
+        warnings.append(
+            "too few runs to compare laws by extrapolation: the law with the fewest parameters is used alone"
+        )
     return AveragedScratchFit(
         fits=fits,
         weights=weights,
@@ -347,7 +352,9 @@ def _weights(
         elif weight:
             verdicts[name] = f"weight {weight:.2f}"
         else:
-            verdicts[name] = f"no weight: its extrapolation error is {np.sqrt(ratios[name] / min(sound.values())):.1f} times the best law's"
+            verdicts[name] = (
+                f"no weight: its extrapolation error is {np.sqrt(ratios[name] / min(sound.values())):.1f} times the best law's"
+            )
     return weights, {name: test.rms for name, test in tested.items()}
 
 

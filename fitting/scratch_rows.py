@@ -11,8 +11,8 @@ C         training compute        FLOPs
 L         final loss              nats/token
 ========  ======================  ==========
 
-Every limit here is one that no real run crosses and a wrong unit does: sizes in billions, perplexities for losses. What could be
-either (one loss in bits per byte among nats) is found after the fit, by rows far from the law.
+Every limit here is one that no real run crosses and a wrong unit does: sizes in billions, perplexities for losses.
+What could be either (one loss in bits per byte among nats) is found after the fit, by rows far from the law.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def read_table(path: Path | str) -> pd.DataFrame:
     if not any(names):
         raise ValueError(f"table '{file}' is empty; its first line must name the columns")
     if twice:
-        raise ValueError(f"table '{file}' names these columns more than once: {', '.join(twice)}; rename or remove one of each")
+        raise ValueError(
+            f"table '{file}' names these columns more than once: {', '.join(twice)}; rename or remove one of each"
+        )
     try:
         table = pd.read_csv(file, encoding="utf-8-sig")
     except (pd.errors.ParserError, UnicodeDecodeError) as error:
@@ -133,13 +135,16 @@ def scratch_rows(
     if outside.size:
         row = int(outside[0])
         raise ValueError(
-            f"row {row + 1} has {ratio[row]:.3g} tokens per parameter; between {_TOKENS_PER_PARAM[0]:g} and {_TOKENS_PER_PARAM[1]:g} "
+            f"row {row + 1} has {ratio[row]:.3g} tokens per parameter; "
+            f"between {_TOKENS_PER_PARAM[0]:g} and {_TOKENS_PER_PARAM[1]:g} "
             f"are possible: check the units of '{params}' and '{tokens or flops}'"
         )
     labels = np.arange(len(size)).astype(str) if cluster is None else np.asarray(_column(table, cluster).astype(str))
     rows = ScratchRows(num_params=size, tokens=counts, loss_nats=losses, clusters=labels)
     if drop_highest < 0 or drop_highest >= len(rows):
-        raise ValueError(f"drop_highest is {drop_highest}; with {len(rows)} rows it must lie between 0 and {len(rows) - 1}")
+        raise ValueError(
+            f"drop_highest is {drop_highest}; with {len(rows)} rows it must lie between 0 and {len(rows) - 1}"
+        )
     keep = np.sort(np.argsort(rows.loss_nats, kind="stable")[: len(rows) - drop_highest])
     rows = rows.where(keep)
     # One order for one set of rows: a shuffled file gives the same answer to the last bit, resampling included.
@@ -193,7 +198,9 @@ def _numbers(table: pd.DataFrame, name: str, limits: str | None) -> Array:
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         rows = ", ".join(str(i + 1) for i in bad[:5])
-        raise ValueError(f"column '{name}' has no finite number in {bad.size} row(s) (rows {rows}); fill or remove them")
+        raise ValueError(
+            f"column '{name}' has no finite number in {bad.size} row(s) (rows {rows}); fill or remove them"
+        )
     bad = np.flatnonzero(values <= 0)
     if bad.size:
         raise ValueError(f"column '{name}' is {values[bad[0]]:g} in row {bad[0] + 1}; it must be positive in every row")

@@ -57,10 +57,22 @@ def test_recommend_says_the_published_rule_is_infeasible() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("recommend", "--target-params", "-1", "--token-budget", "2e12", "--guideline", "published:gstack"), "target_params"),
-        (("recommend", "--target-params", "nan", "--token-budget", "2e12", "--guideline", "published:null"), "target_params"),
-        (("recommend", "--target-params", "7e9", "--token-budget", "2e12", "--guideline", "published:no"), "published:gstack"),
-        (("recommend", "--target-params", "7e9", "--token-budget", "2e12", "--guideline", "none.json"), "does not exist"),
+        (
+            ("recommend", "--target-params", "-1", "--token-budget", "2e12", "--guideline", "published:gstack"),
+            "target_params",
+        ),
+        (
+            ("recommend", "--target-params", "nan", "--token-budget", "2e12", "--guideline", "published:null"),
+            "target_params",
+        ),
+        (
+            ("recommend", "--target-params", "7e9", "--token-budget", "2e12", "--guideline", "published:no"),
+            "published:gstack",
+        ),
+        (
+            ("recommend", "--target-params", "7e9", "--token-budget", "2e12", "--guideline", "none.json"),
+            "does not exist",
+        ),
         (("recommend", "--target-params", "7e9", "--token-budget", "2e12"), "growthlaw serve"),
         (("corpus", "prepare", "../x"), "names match"),
         (("corpus", "prepare", "x", "nowhere.txt"), "does not exist"),
@@ -77,7 +89,9 @@ def test_errors_are_one_sentence_and_exit_is_not_zero(tmp_path: Path, arguments:
 
 
 def test_corpus_prepare_and_list(tmp_path: Path, documents_file: Path) -> None:
-    prepared = growthlaw("corpus", "prepare", "mine", str(documents_file), "--vocab-size", "300", "--json", cwd=tmp_path)
+    prepared = growthlaw(
+        "corpus", "prepare", "mine", str(documents_file), "--vocab-size", "300", "--json", cwd=tmp_path
+    )
     assert prepared.returncode == 0, prepared.stderr
     summary = json.loads(prepared.stdout)
     assert summary["vocab_size"] == 300
@@ -108,6 +122,10 @@ def test_light_verbs_load_no_heavy_library(verb: list[str]) -> None:
     code = f"import sys; sys.argv = ['growthlaw', *{verb!r}]\ntry:\n import app.cli; app.cli.main()\nexcept SystemExit: pass\n"
     code += "print([m for m in ('torch', 'transformers', 'fastapi', 'scipy', 'pandas') if m in sys.modules])"
     loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert loaded.stdout.splitlines()[-1] == "[]"

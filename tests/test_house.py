@@ -29,6 +29,10 @@ def test_the_service_process_loads_no_torch() -> None:
         "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers', 'matplotlib')])"
     )
     loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert loaded.stdout.strip() == "[]"

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.jobs import Job
 from app.api.problems import Problem, responses
-from app.api.service import Service, ServiceDep
+from app.api.service import ServiceDep
 from app.contract import NAME_PATTERN, CorpusSpec
-from app.corpus.shards import MANIFEST_FILE, Manifest, read_manifest
+from app.corpus.shards import Manifest, prepared_corpora
 from app.jobs.queue import enqueue_corpus
 from app.store import jobs as job_store
 from app.store.ids import new_id
@@ -64,21 +64,16 @@ class CorpusBody(BaseModel):
     vocab_size: int = Field(default=1024, ge=257, le=1_000_000)
 
 
-def _prepared(service: Service) -> list[Manifest]:
-    return [read_manifest(path.parent) for path in sorted(service.settings.corpora_dir.glob(f"[!.]*/{MANIFEST_FILE}"))]
-
-
 @router.get("/corpora")
 def list_corpora(service: ServiceDep) -> list[Corpus]:
-    return [Corpus.of(manifest) for manifest in _prepared(service)]
+    return [Corpus.of(manifest) for manifest in prepared_corpora(service.settings.corpora_dir)]
 
 
 @router.get("/corpora/{name}", responses=responses(404))
 def get_corpus(name: str, service: ServiceDep) -> Corpus:
-    for manifest in _prepared(service):
-        if manifest.name == name:
-            return Corpus.of(manifest)
-    raise Problem.not_found("corpus", name)
+    if name not in [path.name for path in service.settings.corpora_dir.iterdir()]:
+        raise Problem.not_found("corpus", name)
+    return Corpus.of(service.manifest(name, pointer="path:name"))
 
 
 @router.post("/corpora", status_code=202, responses=responses(409, 422))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body, Header
@@ -16,7 +18,7 @@ from app.api.problems import Problem, responses
 from app.api.service import Service, ServiceDep
 from app.contract import NAME_PATTERN, EvaluationSpec, ModelSpec, Spec, SpecError, TrainingSpec
 from app.corpus.shards import Manifest
-from app.jobs.design import GrowthDesign, arm_spec, total_flops, total_tokens
+from app.jobs.design import GrowthDesign, arm_spec, check_corpus, total_flops, total_tokens
 from app.jobs.queue import CohortMismatch, enqueue_arms
 from app.store import jobs as job_store
 from app.store.ids import new_id
@@ -97,9 +99,13 @@ class GrowBody(BaseModel):
     order: str = Field(default="stack", max_length=10_000)
     optimizer_state_policy: Literal["reset", "copy"] = "reset"
     training: TrainingBody
-    evaluation_every_tokens: int | None = Field(default=None, gt=0, description="a 40th of the budget where left out")
+    evaluation_every_tokens: int | None = Field(
+        default=None, gt=0, le=10**15, description="a 40th of the budget where left out"
+    )
     num_validation_windows: int = Field(default=64, ge=1, le=100_000)
-    checkpoint_every_tokens: int | None = Field(default=None, gt=0, description="a 10th of the budget where left out")
+    checkpoint_every_tokens: int | None = Field(
+        default=None, gt=0, le=10**15, description="a 10th of the budget where left out"
+    )
     init_seed: int = Field(default=0, ge=0, lt=2**31)
     data_seed: int = Field(default=0, ge=0, lt=2**31)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -137,12 +143,14 @@ def _design(body: GrowBody, service: Service, manifest: Manifest) -> GrowthDesig
         shape["num_kv_heads"] = shape["num_kv_heads"] or shape["num_heads"]
         target = ModelSpec(**shape, vocab_size=manifest.vocab_size)
     num_base_layers = round(target.num_layers / body.growth_factor)
-    if num_base_layers < 1 or abs(num_base_layers * body.growth_factor - target.num_layers) > 1e-6:
-        factors = [target.num_layers // k for k in range(1, target.num_layers) if target.num_layers % k == 0]
+    uneven = abs(num_base_layers * body.growth_factor - target.num_layers) > 1e-6
+    if uneven or not 0 < num_base_layers < target.num_layers:
+        factors = [target.num_layers // k for k in range(target.num_layers - 1, 0, -1) if target.num_layers % k == 0]
         raise Problem.field(
             "/growth_factor",
-            f"growth_factor is {body.growth_factor:g}, but {target.num_layers} layers / growth_factor must be a whole "
-            f"number of base layers; use one of {sorted(factors)}",
+            f"growth_factor is {body.growth_factor!r}, but {target.num_layers} layers / growth_factor must be a whole "
+            "number of base layers below the target's; "
+            + (f"use one of {factors}" if factors else "use a target of several layers"),
         )
     with _pointing_at("/training"):
         training = TrainingSpec(**body.training.model_dump(), tokens=body.token_budget)
@@ -195,12 +203,18 @@ def _warnings(specs: Sequence[Spec], manifest: Manifest) -> list[str]:
     ]
 
 
+def _check_device(body: GrowBody) -> None:
+    # The node file is there exactly where a driver is; asking torch would mean importing it.
+    if body.device == "cuda" and not Path("/dev/nvidiactl").exists():
+        raise Problem.field("/device", "device is 'cuda', but this machine has no NVIDIA device; use 'auto' or 'cpu'")
+
+
 @router.post("/grow", status_code=202, responses=responses(409, 422, 507))
 def post_grow(
     body: Annotated[GrowBody, Body()],
     service: ServiceDep,
     idempotency_key: Annotated[
-        str | None, Header(max_length=200, description="the same key starts nothing twice")
+        str | None, Header(min_length=1, max_length=200, description="the same key and body start nothing twice")
     ] = None,
 ) -> Growth:
     manifest = service.manifest(body.corpus)
@@ -208,8 +222,12 @@ def post_grow(
     roles = ["grown", *dict.fromkeys(body.controls)]
     with _pointing_at(""):
         specs = {role: arm_spec(design, role, new_id("run")) for role in roles}
-    if known := _known_jobs(service, idempotency_key):
+    for spec in specs.values():
+        check_corpus(spec, manifest)
+    request_hash = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+    if known := _known_jobs(service, idempotency_key, request_hash):
         return _answer(design, specs, known, manifest)
+    _check_device(body)
     _check_disk(service, list(specs.values()))
     try:
         rows = enqueue_arms(
@@ -218,22 +236,25 @@ def post_grow(
             specs,
             manifest,
             priority=body.priority,
-            idempotency_key=idempotency_key,
+            request_key=idempotency_key,
+            request_hash=request_hash,
         )
     except CohortMismatch as error:
         raise Problem.field("/cohort", str(error), status=409) from None
     except IntegrityError:
         # The same request arrived twice at once, and the other one was first.
-        return _answer(design, specs, _known_jobs(service, idempotency_key), manifest)
+        return _answer(design, specs, _known_jobs(service, idempotency_key, request_hash), manifest)
     return _answer(design, specs, {role: Job.model_validate(row) for role, row in rows.items()}, manifest)
 
 
-def _known_jobs(service: Service, idempotency_key: str | None) -> dict[str, Job]:
-    """role -> job of an earlier request with the same key."""
+def _known_jobs(service: Service, idempotency_key: str | None, request_hash: str) -> dict[str, Job]:
+    """role -> job of an earlier request with the same key and body."""
     if idempotency_key is None:
         return {}
     with service.database.read() as session:
-        rows = job_store.find_by_idempotency_key(session, idempotency_key)
+        rows = job_store.find_by_request_key(session, idempotency_key)
+    if any(row.request_hash != request_hash for row in rows):
+        raise Problem(409, "this Idempotency-Key came with another body before; send the same body, or another key")
     return {row.role: Job.model_validate(row) for row in rows}
 
 

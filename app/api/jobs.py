@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query
@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict
 from app.api.problems import Problem, responses
 from app.api.runs import Point
 from app.api.service import Page, PageDep, Service, ServiceDep
-from app.contract import read_spec
+from app.contract import Spec
 from app.jobs.design import total_flops
+from app.records import from_dict
 from app.store import jobs as job_store
 from app.store import runs as run_store
 from app.store.tables import JobRow
@@ -99,7 +100,7 @@ def _detail(service: Service, job: JobRow) -> JobDetail:
                 for metric in ("train_loss", "validation_loss", "tokens_per_second")
             )
             if train is not None:
-                total = total_flops(read_spec(Path(job.run_dir)))
+                total = total_flops(from_dict(Spec, json.loads(job.spec)))
                 progress = Progress(
                     phase=train.phase,
                     tokens=train.tokens,
@@ -151,7 +152,8 @@ def pause_job(job_id: str, service: ServiceDep) -> JobDetail:
 
 @router.post("/jobs/{job_id}/resume", responses=responses(404, 409))
 def resume_job(job_id: str, service: ServiceDep) -> JobDetail:
-    return _ask(service, job_id, "resume", ("paused",))
+    """Let a paused job, or a failed one whose cause is mended, go on from its last checkpoint."""
+    return _ask(service, job_id, "resume", ("paused", "failed"))
 
 
 def _ask(
@@ -163,15 +165,19 @@ def _ask(
         assert job is not None
         if job.state not in allowed:
             raise Problem(409, f"job {job_id} is {job.state}, but only {' or '.join(allowed)} jobs can {wish}")
+        if wish == "pause" and job.wish == "cancel":
+            raise Problem(409, f"job {job_id} is being cancelled; it cannot be paused any more")
         if wish == "resume":
-            job_store.set_state(session, job_id, "queued", "resumed; it goes on from its checkpoint")
+            job_store.set_state(session, job_id, "queued", "resumed; it goes on from its last checkpoint", num_deaths=0)
+            if job.run_id is not None:
+                run_store.finish_run(session, job.run_id, status="running", reason="")
         elif job.state == "running":
             job_store.set_values(session, job_id, wish=wish)
             job_store.add_event(session, job_id, f"{wish}_asked", "the process finishes its step, saves and stops")
         else:
             job_store.set_state(session, job_id, {"cancel": "cancelled", "pause": "paused"}[wish], "before it ran")
             if wish == "cancel" and job.run_id is not None:
-                run_store.finish_run(session, job.run_id, status="stopped", reason="cancelled")
+                run_store.stop_run(session, job.run_id, "cancelled before it ran")
     return _detail(service, _find(service, job_id))
 
 
@@ -184,7 +190,10 @@ def _stream_start(
         return 0, -1
     story, _, seq = last_event_id.partition("-")
     try:
-        return int(story), int(seq)
+        position = int(story), int(seq)
+        if not all(-1 <= number < 2**63 for number in position):
+            raise ValueError
+        return position
     except ValueError:
         raise Problem(
             422, f"Last-Event-ID is {last_event_id!r}, but it must be an id of this stream; send one or leave it out"

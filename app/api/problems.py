@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from fitting.errors import InputError
 
+log = structlog.get_logger()
+
+# Characters of a wrong value that an error repeats.
+LONGEST_ECHO = 100
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -71,10 +78,21 @@ def _pointer(location: Sequence[str | int]) -> str:
 def _validation_errors(error: RequestValidationError) -> list[FieldError]:
     found = []
     for entry in error.errors():
-        detail = entry["msg"].removeprefix("Value error, ")
-        if entry["type"] == "extra_forbidden":
+        name = entry["loc"][-1]
+        if entry["type"] == "json_invalid":
+            found.append(
+                FieldError(pointer="", detail=f"the body is not JSON: {entry['ctx']['error']}; send a JSON object")
+            )
+        elif entry["type"] == "extra_forbidden":
             detail = "this field is not known; remove it or mend its name (the fields are in /openapi.json)"
-        found.append(FieldError(pointer=_pointer(entry["loc"]), detail=detail))
+            found.append(FieldError(pointer=_pointer(entry["loc"]), detail=detail))
+        elif entry["type"] == "missing":
+            found.append(FieldError(pointer=_pointer(entry["loc"]), detail=f"{name} is required; give it"))
+        else:
+            given = repr(entry["input"])
+            given = given if len(given) <= LONGEST_ECHO else given[:LONGEST_ECHO] + "..."
+            limit = entry["msg"].removeprefix("Value error, ")
+            found.append(FieldError(pointer=_pointer(entry["loc"]), detail=f"{name} is {given}: {limit}"))
     return found
 
 
@@ -99,4 +117,25 @@ def install(app: FastAPI) -> None:
         detail = error.detail
         if error.status_code == 404:
             detail = f"there is nothing at {request.url.path}; see /openapi.json for what there is"
-        return _response(error.status_code, detail)
+        if error.status_code == 405:
+            detail = f"{request.method} is not offered at {request.url.path}; see /openapi.json for what is"
+        response = _response(error.status_code, detail)
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(OperationalError)
+    def on_database_trouble(request: Request, error: OperationalError) -> JSONResponse:
+        log.error("database_trouble", path=request.url.path, error=str(error.orig))
+        return _response(503, f"the database did not answer ({error.orig}); nothing was changed, try again")
+
+    @app.exception_handler(OSError)
+    def on_disk_trouble(request: Request, error: OSError) -> JSONResponse:
+        log.error("disk_trouble", path=request.url.path, error=str(error))
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _response(507, "no space is left in the data directory; free some and try again")
+        return _response(500, "a file could not be read or written; the service's log says which")
+
+    @app.exception_handler(Exception)
+    def on_bug(request: Request, error: Exception) -> JSONResponse:
+        # The traceback is logged by the server, which raises the error again behind this answer.
+        return _response(500, "the service failed to answer; its log says why")

@@ -35,6 +35,15 @@ class ShapeBody(BaseModel):
     context_length: int = Field(ge=1, le=100_000_000)
 
     def to_shape(self) -> Shape:
+        num_kv_heads = self.num_kv_heads or self.num_heads
+        for field, divisor, whole in (
+            ("hidden_size", self.num_heads, self.hidden_size),
+            ("num_heads", num_kv_heads, self.num_heads),
+        ):
+            if whole % divisor:
+                raise Problem.field(
+                    f"/target_shape/{field}", f"{field} is {whole}, but its heads need a multiple of {divisor}; use one"
+                )
         return Shape(**self.model_dump() | {"num_kv_heads": self.num_kv_heads or self.num_heads})
 
 

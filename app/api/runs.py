@@ -109,7 +109,7 @@ def list_points(
     run_id: str,
     service: ServiceDep,
     metric: Annotated[str | None, Query(max_length=64)] = None,
-    after: Annotated[int, Query(ge=-1, description="`seq` of the last point seen")] = -1,
+    after: Annotated[int, Query(ge=-1, lt=2**63, description="`seq` of the last point seen")] = -1,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> Page[Point]:
     with service.database.read() as session:

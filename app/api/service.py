@@ -61,14 +61,14 @@ class Service:
             self._guidelines[guideline_id] = found
         return found
 
-    def manifest(self, corpus: str) -> Manifest:
+    def manifest(self, corpus: str, *, pointer: str = "/corpus") -> Manifest:
         """A prepared corpus by name; a name cannot leave the corpora folder."""
-        if not re.match(NAME_PATTERN, corpus):
-            raise Problem.field("/corpus", f"corpus is {corpus!r}, but names match {NAME_PATTERN}; use such a name")
+        if re.fullmatch(NAME_PATTERN, corpus) is None:
+            raise Problem.field(pointer, f"corpus is {corpus!r}, but names match {NAME_PATTERN}; use such a name")
         try:
             return read_manifest(self.settings.corpora_dir / corpus)
         except ValueError as error:
-            raise Problem.field("/corpus", str(error)) from None
+            raise Problem.field(pointer, str(error)) from None
 
 
 def get_service(request: Request) -> Service:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import click
@@ -45,11 +44,9 @@ def prepare(
 
     Without SOURCES it is the bundled one: CPython's documentation and standard library.
     """
-    from app.contract import NAME_PATTERN, CorpusSpec
+    from app.contract import CorpusSpec
     from app.corpus.prepare import prepare_corpus
 
-    if not re.match(NAME_PATTERN, name):
-        raise click.UsageError(f"NAME is {name!r}, but names match {NAME_PATTERN}; choose such a name")
     spec = CorpusSpec(
         run_id="cli",
         name=name,
@@ -94,13 +91,12 @@ def prepare(
 @json_option
 def list_corpora(data_dir: Path, as_json: bool) -> None:
     """Prepared corpora of the data directory."""
-    from app.corpus.shards import MANIFEST_FILE, read_manifest
+    from app.corpus.shards import prepared_corpora
 
-    manifests = [read_manifest(path.parent) for path in sorted((data_dir / "corpora").glob(f"[!.]*/{MANIFEST_FILE}"))]
     columns = ("name", "vocab_size", "train_tokens", "validation_tokens", "content_hash")
     rows = [
         (m.name, m.vocab_size, m.splits["train"].num_tokens, m.splits["validation"].num_tokens, m.content_hash[:12])
-        for m in manifests
+        for m in prepared_corpora(data_dir / "corpora")
     ]
     if as_json:
         emit_json([dict(zip(columns, row, strict=True)) for row in rows])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from types import FrameType
 
 import click
 
@@ -12,10 +14,16 @@ from app.commands.output import emit_json, json_option
 PIPE_WIDTH = 110
 
 
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Being told to end, or losing the terminal, pauses the runs just as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
 @click.command()
 @click.option("--quick", is_flag=True, help="A quarter of the budget: about two minutes instead of seven.")
 @click.option(
-    "--data-dir", default="growthlaw-data", show_default=True, type=click.Path(path_type=Path, file_okay=False),
+    "--data-dir", envvar="GROWTHLAW_DATA_DIR", default="growthlaw-data", show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
     help="Everything the demo makes lies here.",
 )  # fmt: skip
 @json_option
@@ -31,6 +39,8 @@ def demo(quick: bool, data_dir: Path, as_json: bool) -> None:
     from app.demo.service_process import ServiceDidNotStart, running_service
     from app.demo.story import pause_arms, run_demo
 
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _interrupt)
     console = Console(stderr=as_json)
     if not console.is_terminal:
         console = Console(stderr=as_json, width=PIPE_WIDTH)

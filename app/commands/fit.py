@@ -75,7 +75,7 @@ def scratch(
 def scratch_report(
     fitted: ScratchFit | AveragedScratchFit, train: ScratchRows, test: ScratchRows | None
 ) -> dict[str, Any]:
-    """What ``fit scratch --json`` prints. With ``auto`` the parameters are those of the law of the largest weight, ``leading_law``."""
+    """What ``fit scratch --json`` prints; with ``auto`` the parameters are those of ``leading_law``, of the largest weight."""
     from fitting.scratch import ScratchFit
 
     one = fitted if isinstance(fitted, ScratchFit) else fitted.leader
@@ -227,7 +227,7 @@ def _growth_text(values: dict[str, Any]) -> str:
         )
     for name, scores in values["rules"].items():
         lines.append(
-            f"rule {name:<31}{'':>7}{'':>16}{scores['sign_hits']:>5}/{scores['sign_cases']:<3}{'':>8}{scores['regret_nats']:>9.4f}"
+            f"rule {name:<54}{scores['sign_hits']:>5}/{scores['sign_cases']:<3}{'':>8}{scores['regret_nats']:>9.4f}"
         )
     lines += [
         f"{name}: {law['verdict']}" for name, law in values["laws"].items() if law["verdict"].startswith("no weight")

@@ -1,7 +1,8 @@
-"""The page of ``growthlaw fit report``: what was fitted, how well it predicts what it had not seen, and what the data cannot tell.
+"""The page of ``growthlaw fit report``: what was fitted, how well it predicts what it had not seen, and what the
+data cannot tell.
 
-Each figure has two functions: ``*_info`` picks the numbers (tested), ``*_plot`` draws them. The page is one HTML file with its figures
-inside; the same figures lie beside it as PNG files.
+Each figure has two functions: ``*_info`` picks the numbers (tested), ``*_plot`` draws them. The page is one HTML
+file with its figures inside; the same figures lie beside it as PNG files.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def prediction_info(report: GrowthReport) -> Prediction:
         )  # fmt: skip
     averaged = report.validation.held_out["averaged"]
     return Prediction(
-        held_out=True, observed=tested.delta_nats, predicted=averaged.delta_nats, low=averaged.low_nats, high=averaged.high_nats,
+        held_out=True, observed=tested.delta_nats, predicted=averaged.delta_nats,
+        low=averaged.low_nats, high=averaged.high_nats,
         compute_flops=tested.compute_flops, target_params=tested.points.target_params,
     )  # fmt: skip
 
@@ -101,7 +103,8 @@ def valley_info(report: GrowthReport) -> tuple[tuple[Valley, ...], TimingLaw | N
         found,
         law,
         (
-            f"{law.num_valleys} valley(s) with their minimum inside the timings tried, {law.num_edge} with it at an edge; best timing at "
+            f"{law.num_valleys} valley(s) with their minimum inside the timings tried, {law.num_edge} with it at an edge; "
+            f"best timing at "
             f"their centre {np.exp(law.intercept):.3g} tokens (factor {np.exp(law.standard_errors[0]):.2f}){slope_text}."
         ),
     )
@@ -192,7 +195,9 @@ def write_report(report: GrowthReport, folder: Path) -> list[Path]:
             ("calibration", "How often intervals held the held-out deltas.", lambda a: calibration_plot(a, coverage))
         )
     if found:
-        text = f"IsoFLOP valleys: stars are fitted minima, thick lines timings within {margin:.3f} nats of them. {timing_sentence}"
+        text = (
+            f"IsoFLOP valleys: stars are fitted minima, thick lines timings within {margin:.3f} nats. {timing_sentence}"
+        )
         figures.append(("valleys", text, lambda a: valley_plot(a, found, margin)))
     drawn = [(name, caption, _png(draw)) for name, caption, draw in figures]
     written = []
@@ -229,8 +234,10 @@ def _page(report: GrowthReport, figures: Sequence[tuple[str, str, bytes]], timin
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Growth laws of "
         f"{html.escape(values['cohort'])}</title><style>{_STYLE}</style></head><body>",
         f"<h1>Growth laws of cohort {html.escape(values['cohort'])}</h1>",
-        f"<p>{values['num_pairs']} pairs of a grown run and its control at equal FLOPs, {values['num_scratch_runs']} scratch runs, "
-        f"{html.escape(values['basis'].replace('_', '-'))} losses. Held out by {values['left_out']}. Data {values['data_hash'][:12]}.</p>",
+        f"<p>{values['num_pairs']} pairs of a grown run and its control at equal FLOPs, "
+        f"{values['num_scratch_runs']} scratch runs, "
+        f"{html.escape(values['basis'].replace('_', '-'))} losses. "
+        f"Held out by {values['left_out']}. Data {values['data_hash'][:12]}.</p>",
         "<h2>What was fitted</h2>",
         f"<p>Scratch law {scratch['law']}: "
         + ", ".join(f"{name} = {value:.4g}" for name, value in scratch["parameters"].items())
@@ -244,7 +251,8 @@ def _page(report: GrowthReport, figures: Sequence[tuple[str, str, bytes]], timin
     for name, caption, image in figures:
         source = base64.b64encode(image).decode()
         parts.append(
-            f"<figure><img alt='{name}' src='data:image/png;base64,{source}'><figcaption>{html.escape(caption)}</figcaption></figure>"
+            f"<figure><img alt='{name}' src='data:image/png;base64,{source}'>"
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
     parts.append("<h2>What the data cannot tell</h2><ul>")
     verdicts = [
@@ -271,7 +279,8 @@ def _law_table(values: dict[str, Any]) -> str:
 
 
 def _score_table(values: dict[str, Any]) -> str:
-    head = "<table><tr><th>law</th><th>error of delta (nats)</th><th>signs</th><th>best g</th><th>regret (nats)</th><th>80% coverage</th></tr>"
+    columns = ("law", "error of delta (nats)", "signs", "best g", "regret (nats)", "80% coverage")
+    head = "<table><tr>" + "".join(f"<th>{column}</th>" for column in columns) + "</tr>"
     rows = [head]
     for name, scores in [("averaged", values["averaged"]), *values["laws"].items()]:
         if scores["rmse_delta_nats"] is None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from app.commands.output import emit_json, json_option
 from app.settings import DEFAULT_HOST, DEFAULT_PORT
 
 
@@ -22,14 +23,18 @@ from app.settings import DEFAULT_HOST, DEFAULT_PORT
 @click.option(
     "--slots", envvar="GROWTHLAW_NUM_SLOTS", type=click.IntRange(1), help="Jobs side by side (default: one a core)."
 )
-def serve(host: str, port: int, data_dir: Path, slots: int | None) -> None:
-    """Start the service. Stop it with Ctrl-C: running jobs go on and are taken up again by the next start."""
+@json_option
+def serve(host: str, port: int, data_dir: Path, slots: int | None, as_json: bool) -> None:
+    """Start the service. Stop it with Ctrl-C: running jobs go on and are taken up again by the next start.
+
+    With --json the first line on stdout tells url, pid and data_dir.
+    """
     from app.main import StartError
     from app.main import serve as run_service
     from app.settings import Settings
 
     values = {"host": host, "port": port, "data_dir": data_dir} | ({"num_slots": slots} if slots else {})
     try:
-        run_service(Settings(**values))  # type: ignore[arg-type]
+        run_service(Settings(**values), on_ready=emit_json if as_json else lambda service: None)  # type: ignore[arg-type]
     except StartError as error:
         raise click.ClickException(str(error)) from None

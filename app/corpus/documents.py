@@ -1,7 +1,8 @@
 """Documents out of files: the bundled corpus, .txt, .jsonl (plain, .gz, .xz) and .parquet.
 
-Every reader yields texts one at a time, so a corpus larger than memory passes through. A .txt file is cut at blank
-lines into documents of about :data:`TEXT_DOCUMENT_BYTES`, because train and validation are split by document.
+Every reader yields texts one at a time, so a corpus larger than memory passes through, as long as each document fits.
+A .txt file is cut at blank lines into documents of about :data:`TEXT_DOCUMENT_CHARACTERS`, because train and validation
+are split by document.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet")
-TEXT_DOCUMENT_BYTES = 50_000
+TEXT_DOCUMENT_CHARACTERS = 50_000
 
 
 class CorpusError(ValueError):
@@ -49,6 +50,8 @@ def read_documents(path: Path, text_column: str) -> Iterator[str]:
     Raises:
         CorpusError: the file is not what its name says, or a row has no text.
     """
+    import pyarrow
+
     try:
         if path.suffix == ".parquet":
             yield from _read_parquet(path, text_column)
@@ -59,9 +62,9 @@ def read_documents(path: Path, text_column: str) -> Iterator[str]:
             opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
             with opener(path, "rt", encoding="utf-8") as file:
                 yield from _read_jsonl(file, path, text_column)
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path} is not UTF-8 at byte {error.start}; convert it first") from None
-    except (lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
+    except UnicodeDecodeError:
+        raise CorpusError(f"{path} is not UTF-8; convert it first") from None
+    except (lzma.LZMAError, gzip.BadGzipFile, EOFError, pyarrow.ArrowException) as error:
         raise CorpusError(f"{path} is damaged ({error}); fetch it again") from None
 
 
@@ -71,7 +74,7 @@ def _cut_text(file: IO[str]) -> Iterator[str]:
     for line in file:
         lines.append(line)
         size += len(line)
-        if size >= TEXT_DOCUMENT_BYTES and not line.strip():
+        if size >= TEXT_DOCUMENT_CHARACTERS and not line.strip():
             yield "".join(lines)
             lines, size = [], 0
     if lines:
@@ -84,23 +87,31 @@ def _read_jsonl(file: IO[str], path: Path, text_column: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise CorpusError(f"{path} line {number} is not JSON ({error.msg}); mend or drop the line") from None
+        except (ValueError, RecursionError) as error:
+            why = getattr(error, "msg", "it is too long or too deep")
+            raise CorpusError(f"{path} line {number} is not JSON ({why}); mend or drop the line") from None
         text = row.get(text_column) if isinstance(row, dict) else None
+        if isinstance(text, str) and not _is_unicode(text):
+            raise CorpusError(
+                f"{path} line {number} holds half a surrogate pair, which is no text; mend or drop the line"
+            )
         if not isinstance(text, str):
             raise CorpusError(f"{path} line {number} has no text in {text_column!r}; name the column with text_column")
         yield text
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _read_parquet(path: Path, text_column: str) -> Iterator[str]:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
-        table = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise CorpusError(f"{path} is not a Parquet file ({error}); fetch it again") from None
-    with table:
+    with pyarrow.parquet.ParquetFile(path) as table:
         if text_column not in table.schema_arrow.names:
             names = ", ".join(table.schema_arrow.names)
             raise CorpusError(f"{path} has no column {text_column!r}, only {names}; name one with text_column")

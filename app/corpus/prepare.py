@@ -7,6 +7,7 @@ out when its SHA-256, read as a number in [0, 1), lies below `validation_fractio
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -92,7 +93,12 @@ def prepare_corpus(spec: CorpusSpec, progress: Progress = lambda stage, done, to
     try:
         beside.mkdir()
         manifest = _write_shards(spec, source, tokenizer, beside, num_bytes, progress)
-        os.rename(beside, target)
+        try:
+            os.rename(beside, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise CorpusError(f"name: corpus {spec.name!r} was prepared by another process meanwhile; use it") from None
         fsync_dir(target.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -161,7 +167,8 @@ def _load_tokenizer(path: str) -> Any:
 def _write_shards(
     spec: CorpusSpec, source: _Source, tokenizer: Any, folder: Path, num_bytes: int, progress: Progress
 ) -> Manifest:
-    vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+    # Ids may have gaps: what must fit is the highest one.
+    vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
     dtype = np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
     end_of_text = tokenizer.token_to_id(END_OF_TEXT)
     writers = {split: ShardWriter(folder, split, dtype) for split in ("train", "validation")}

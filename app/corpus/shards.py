@@ -6,6 +6,7 @@ Documents follow each other, each closed by the end-of-text token; the files of 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -123,8 +124,21 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}); prepare the corpus again") from None
-    if values.get("version") != MANIFEST_VERSION:
-        raise ValueError(f"{path} has version {values.get('version')!r}, this program reads {MANIFEST_VERSION}")
-    splits = {name: Split(**(split | {"files": tuple(split["files"])})) for name, split in values["splits"].items()}
-    names = ("name", "content_hash", "vocab_size", "dtype", "origin", "licence")
-    return Manifest(**{name: values[name] for name in names}, splits=splits)
+    version = values.get("version") if isinstance(values, dict) else None
+    if version != MANIFEST_VERSION:
+        raise ValueError(f"{path} has version {version!r}, but this program reads {MANIFEST_VERSION}; prepare it again")
+    try:
+        splits = {name: Split(**(split | {"files": tuple(split["files"])})) for name, split in values["splits"].items()}
+        names = ("name", "content_hash", "vocab_size", "dtype", "origin", "licence")
+        return Manifest(**{name: values[name] for name in names}, splits=splits)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); prepare the corpus again") from None
+
+
+def prepared_corpora(folder: Path) -> list[Manifest]:
+    """Every corpus prepared in a folder of corpora, by name; a damaged one is left out."""
+    found = []
+    for path in sorted(folder.glob(f"[!.]*/{MANIFEST_FILE}")):
+        with contextlib.suppress(ValueError):
+            found.append(read_manifest(path.parent))
+    return found

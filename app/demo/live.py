@@ -36,7 +36,9 @@ def watch(client: Growthlaw, jobs: Mapping[str, str], console: Console) -> None:
         with Progress(*columns, console=console) as bars:
             tasks = {label: bars.add_task(label, total=1.0, said="queued") for label in jobs}
             for label, job in _looks(client, jobs):
-                bars.update(tasks[label], completed=_fraction(job), said=_said(job))
+                # Without a number to show the bar swings: a preparation knows its end only halfway through.
+                total = 1.0 if job["progress"] or job["state"] in ENDED else None
+                bars.update(tasks[label], total=total, completed=_fraction(job), said=_said(job))
     else:
         tenths: dict[str, int] = {}
         for label, job in _looks(client, jobs):
@@ -53,6 +55,8 @@ def _looks(client: Growthlaw, jobs: Mapping[str, str]) -> Any:
         for label, job_id in list(waiting.items()):
             job = client.job(job_id)
             yield label, job
+            if job["state"] == "paused":
+                raise JobFailed(f"{label} ({job_id}) was paused; the same command goes on with it")
             if job["state"] in ENDED:
                 del waiting[label]
                 if job["state"] != "succeeded":

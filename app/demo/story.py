@@ -72,8 +72,11 @@ def run_demo(client: Growthlaw, design: DemoDesign, data_dir: Path, console: Con
 def prepare_corpus(client: Growthlaw, console: Console) -> None:
     """Have the bundled corpus prepared, unless the data directory holds it."""
     if not any(corpus["name"] == CORPUS for corpus in client.corpora()):
-        waiting = [job for job in client.jobs(state=["queued", "running"])["data"] if job["kind"] == "corpus"]
+        unfinished = client.jobs(state=["queued", "running", "paused"], limit=1000)["data"]
+        waiting = [job for job in unfinished if job["kind"] == "corpus" and job["name"] == CORPUS]
         job = waiting[0] if waiting else client.prepare_corpus(CORPUS, vocab_size=VOCAB_SIZE)
+        if job["state"] == "paused":
+            client.resume(job["id"])
         watch(client, {"corpus": job["id"]}, console)
     (corpus,) = (corpus for corpus in client.corpora() if corpus["name"] == CORPUS)
     train, validation = corpus["train"], corpus["validation"]

@@ -19,12 +19,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from app.contract import Spec
-from app.engine.errors import BadSpecError
 from app.engine.schedule import Schedule, ScheduleKind
 from fitting.flops import flops_per_token
 
 TrainedPhase = Literal["base", "grown", "single"]
-MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +52,7 @@ class PhasePlan:
 
 
 def plan_phases(spec: Spec) -> tuple[PhasePlan, ...]:
-    """The phases of a run in order: (base, grown) where it grows, else (single,).
-
-    Raises:
-        BadSpecError: a seed is out of range, or the warm-up leaves no room for the last phase's peak rate.
-    """
-    for field in ("init_seed", "data_seed"):
-        seed = getattr(spec, field)
-        if not 0 <= seed <= MAX_SEED:
-            raise BadSpecError(f"{field} is {seed}, but it must lie between 0 and 2**63 - 1; use a seed such as 0")
+    """The phases of a run in order: (base, grown) where it grows, else (single,)."""
     training, growth = spec.training, spec.growth
     phases: list[PhasePlan] = []
     if growth is not None:
@@ -75,7 +65,6 @@ def plan_phases(spec: Spec) -> tuple[PhasePlan, ...]:
             training.peak_lr, after=phases[-1] if phases else None,
         )
     )  # fmt: skip
-    _check_warmup(spec, phases[-1])
     return tuple(phases)
 
 
@@ -107,16 +96,3 @@ def _phase(
         steps_before=after.steps_before + after.num_steps if after else 0,
         flops_before=after.compute_flops(after.num_steps) if after else 0.0,
     )
-
-
-def _check_warmup(spec: Spec, last: PhasePlan) -> None:
-    # A target that never reaches its peak rate is an untuned control, and untuned controls flatter growth.
-    # The base may grow inside its warm-up: a very early growth timing is a fair question.
-    decays_from = last.num_tokens
-    if last.schedule.kind == "wsd":
-        decays_from = int(last.num_tokens * (1 - last.schedule.decay_fraction))
-    if spec.training.warmup_tokens > 0 and spec.training.warmup_tokens >= decays_from:
-        raise BadSpecError(
-            f"training.warmup_tokens is {spec.training.warmup_tokens}, but the {last.name} phase starts to decay after "
-            f"{decays_from} tokens; shorten the warm-up or raise training.tokens"
-        )

@@ -13,6 +13,7 @@ from app.store.ids import new_id
 from app.store.tables import GuidelineRow
 from fitting.guideline import Guideline
 from fitting.refit import fit_guideline
+from fitting.table import data_hash, read_runs
 
 log = structlog.get_logger()
 
@@ -23,16 +24,16 @@ def refit_cohort(database: Database, cohort: str) -> str | None:
     """Fit the cohort's ended runs and store the result as its active version.
 
     Returns:
-        The id of the new version; None where no run has ended, or nothing changed since the active version.
+        The id of the new version; None where no run has finished, or nothing changed since the active version.
     """
     with database.read() as session:
         runs = run_store.cohort_frame(session, cohort)
         active = guideline_store.active_guideline(session, cohort)
-    if runs.empty:
+    if not (runs["status"] == "finished").any():
+        return None
+    if active is not None and active.data_hash == data_hash(read_runs(runs, cohort=cohort)):
         return None
     guideline = fit_guideline(runs, cohort, seed=SEED)
-    if active is not None and active.data_hash == guideline.data_hash:
-        return None
     with database.write() as session:
         version = guideline_store.next_version(session, cohort)
         guideline = replace(guideline, id=new_id("gl"), version=version)

@@ -14,6 +14,7 @@ import structlog
 from app.guidelines.refit import refit_cohort
 from app.store import runs as run_store
 from app.store.database import Database
+from fitting.errors import InputError
 
 log = structlog.get_logger()
 
@@ -50,5 +51,7 @@ class Refitter:
                 self._asked.discard(cohort)
             try:
                 refit_cohort(self._database, cohort)
+            except InputError as error:  # nothing to fit yet: say, every run diverged
+                log.info("refit_not_possible", cohort=cohort, reason=str(error))
             except Exception:  # one cohort that cannot be fitted must not stop the others; the log tells
                 log.exception("refit_failed", cohort=cohort)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from app.contract import EvaluationSpec, GrowthSpec, ModelSpec, Spec, TrainingSpec
+from app.corpus.shards import Manifest
 from fitting.errors import InputError
 from fitting.flops import flops_per_token
 
@@ -103,6 +104,25 @@ def arm_spec(design: GrowthDesign, role: str, run_id: str) -> Spec:
         precision=design.precision,  # type: ignore[arg-type]
         checkpoint_every_tokens=design.checkpoint_every_tokens,
     )
+
+
+def check_corpus(spec: Spec, manifest: Manifest) -> None:
+    """Refuse a run whose corpus is too small for one batch or for its validation windows.
+
+    Raises:
+        InputError: names the field, what the corpus holds and the mend.
+    """
+    needed = {"train": ("batch_sequences", spec.training.batch_sequences)}
+    needed["validation"] = ("num_validation_windows", spec.evaluation.num_windows)
+    for split, (field, num_windows) in needed.items():
+        available = (manifest.splits[split].num_tokens - 1) // spec.model.context_length
+        if available < num_windows:
+            raise InputError(
+                field,
+                f"is {num_windows:,}, but the {split} split of {spec.corpus} holds {available:,} windows of "
+                f"{spec.model.context_length:,} tokens",
+                "lower it, shorten context_length, or prepare a larger corpus",
+            )
 
 
 def total_tokens(spec: Spec) -> int:

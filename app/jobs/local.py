@@ -64,10 +64,14 @@ class LocalLauncher:
         except psutil.NoSuchProcess:
             return False
 
-    def take_exit_code(self, process: ProcessId) -> int | None:
+    def exit_code(self, process: ProcessId) -> int | None:
         """Exit code of an ended process; None where another service started it."""
-        child = self._children.pop(process.pid, None)
+        child = self._children.get(process.pid)
         return child.poll() if child is not None else None
+
+    def forget(self, process: ProcessId) -> None:
+        """Drop an ended process once its end is stored."""
+        self._children.pop(process.pid, None)
 
     def ask_to_stop(self, process: ProcessId) -> None:
         """SIGTERM: the engine finishes its step, saves and exits."""

@@ -16,7 +16,7 @@ _ADVICE = {
     ExitCode.BAD_SPEC: "the spec is wrong; correct the request",
     ExitCode.BAD_DATA: "the data cannot be used; mend the corpus",
     ExitCode.OUT_OF_MEMORY: "out of memory; use a smaller batch or model, or a larger machine",
-    ExitCode.NO_SPACE: "no space left on the disk; free some and start the job again",
+    ExitCode.NO_SPACE: "no space left on the disk; free some and resume the job",
 }
 
 
@@ -53,10 +53,10 @@ def outcome_of(
             return Outcome(end="failed", reason=f"{result.status}: {result.reason}", result=result)
     if exit_code == ExitCode.PAUSED or (exit_code is None and last_event == "paused"):
         return Outcome(end="paused")
-    if exit_code in _ADVICE:
-        return Outcome(end="failed", reason=said or _ADVICE[ExitCode(exit_code)])
     if last_event == "failed":
         return Outcome(end="failed", reason=said)
+    if exit_code in _ADVICE:
+        return Outcome(end="failed", reason=_ADVICE[ExitCode(exit_code)])
     if exit_code is None or exit_code < 0:
         how = f"by signal {-exit_code}" if exit_code else "while the service was away"
         return Outcome(end="died", reason=f"the process ended {how}")

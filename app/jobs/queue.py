@@ -32,7 +32,8 @@ def enqueue_arms(
     manifest: Manifest,
     *,
     priority: int,
-    idempotency_key: str | None,
+    request_key: str | None,
+    request_hash: str | None,
 ) -> dict[str, JobRow]:
     """Queue the arms of one design (role -> spec) as a group; the scratch arm is the others' control.
 
@@ -43,7 +44,7 @@ def enqueue_arms(
     group_id = new_id("group")
     control = specs.get("scratch")
     rows = {}
-    for place, (role, spec) in enumerate(specs.items()):
+    for role, spec in specs.items():
         rows[role] = JobRow(
             id=new_id("job"),
             kind="growth",
@@ -57,7 +58,8 @@ def enqueue_arms(
             priority=priority,
             run_dir=str((runs_dir / spec.run_id).resolve()),
             spec=json.dumps(to_dict(spec)),
-            idempotency_key=f"{idempotency_key}/{place}" if idempotency_key is not None else None,
+            request_key=request_key,
+            request_hash=request_hash,
         )
     recipe = recipe_of(next(iter(specs.values())), manifest)
     written: list[Path] = []
@@ -100,7 +102,11 @@ def enqueue_corpus(database: Database, runs_dir: Path, spec: CorpusSpec) -> JobR
 
 def _write_spec(run_dir: Path, spec: Spec | CorpusSpec) -> Path:
     run_dir.mkdir(parents=True)
-    write_json_atomically(run_dir / SPEC_FILE, to_dict(spec))
+    try:
+        write_json_atomically(run_dir / SPEC_FILE, to_dict(spec))
+    except BaseException:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        raise
     return run_dir
 
 
@@ -118,6 +124,10 @@ def _join_cohort(session: Session, spec: Spec, recipe: dict[str, object]) -> Non
                 decision_dataset=decision_dataset(spec.corpus),
             ),
         )
+    elif cohort.recipe_hash != recipe_hash and not run_store.has_usable_runs(session, spec.cohort):
+        # Nothing that could be compared was ever trained under the old recipe: a mended design may replace it.
+        cohort.recipe, cohort.recipe_hash = json.dumps(recipe, sort_keys=True), recipe_hash
+        cohort.decision_dataset = decision_dataset(spec.corpus)
     elif cohort.recipe_hash != recipe_hash:
         known = json.loads(cohort.recipe)
         differences = ", ".join(

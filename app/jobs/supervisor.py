@@ -7,22 +7,14 @@ goes on: a job whose process still lives is watched again, one whose process is 
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
-from app.contract import (
-    EVENTS_FILE,
-    METRICS_FILE,
-    CorpusSpec,
-    EventLine,
-    MetricLine,
-    Spec,
-    read_corpus_spec,
-    read_spec,
-)
+from app.contract import EVENTS_FILE, METRICS_FILE, EventLine, MetricLine
 from app.jobs.headers import result_columns
 from app.jobs.local import LocalLauncher, ProcessId
 from app.jobs.outcome import Outcome, outcome_of
@@ -108,7 +100,7 @@ class Supervisor:
             except OSError as error:
                 job_store.set_state(session, job.id, "failed", f"could not start: {error}")
                 if job.run_id is not None:
-                    run_store.finish_run(session, job.run_id, status="stopped", reason=f"could not start: {error}")
+                    run_store.stop_run(session, job.run_id, f"could not start: {error}")
                 return True
             attempt = f"attempt {job.num_attempts}, pid {process.pid}"
             job_store.set_state(
@@ -134,9 +126,11 @@ class Supervisor:
             return
         while self._take_in(job):
             pass
-        exit_code = self._launcher.take_exit_code(process) if process is not None else None
-        self._stopping.pop(job.id, None)
+        exit_code = self._launcher.exit_code(process) if process is not None else None
         self._end(job, self._outcome(job, exit_code))
+        self._stopping.pop(job.id, None)
+        if process is not None:
+            self._launcher.forget(process)
 
     def _take_in(self, job: JobRow) -> bool:
         """Store the lines that the job's process has appended; True if there were any."""
@@ -174,10 +168,9 @@ class Supervisor:
             last = job_store.last_process_event(
                 session, job.id, ("started", "resumed", "paused", "failed", "diverged", "finished")
             )
-        spec: Spec | CorpusSpec
-        spec = (read_spec if job.kind == "growth" else read_corpus_spec)(Path(job.run_dir))
         last_event, said = (last.event, last.message) if last is not None else ("", "")
-        return outcome_of(job.kind, Path(job.run_dir), Path(spec.corpus_dir), exit_code, last_event, said)
+        corpus_dir = Path(json.loads(job.spec)["corpus_dir"])
+        return outcome_of(job.kind, Path(job.run_dir), corpus_dir, exit_code, last_event, said)
 
     def _end(self, job: JobRow, outcome: Outcome) -> None:
         with self._database.write() as session:
@@ -187,10 +180,10 @@ class Supervisor:
             if outcome.result is not None and job.run_id is not None:
                 run_store.finish_run(session, job.run_id, **result_columns(outcome.result))
             elif state in ("cancelled", "failed") and job.run_id is not None:
-                run_store.finish_run(session, job.run_id, status="stopped", reason=reason)
+                run_store.stop_run(session, job.run_id, reason)
             job_store.set_state(session, job.id, state, reason, **values)
         log.info("job_ended", job_id=job.id, name=job.name, state=state, reason=reason)
-        if outcome.result is not None and job.cohort is not None:
+        if state in job_store.ENDED_STATES and job.cohort is not None:
             self._on_run_ended(job.cohort)
 
     @staticmethod
@@ -200,7 +193,7 @@ class Supervisor:
         if wish == "cancel":
             return "cancelled", "cancelled while it ran; its last checkpoint is kept", {}
         if wish == "pause" or outcome.end == "paused":
-            return "paused", "saved; resume it to go on", {}
+            return "paused", "resume it to go on from its last checkpoint", {}
         deaths = job.num_deaths + 1
         if deaths > MAX_DEATHS:
             return "failed", f"{outcome.reason}, {deaths} times without progress; see its log", {}

@@ -12,6 +12,7 @@ from app.records import from_dict
 
 Line = TypeVar("Line", MetricLine, EventLine)
 MAX_BYTES_A_READ = 4_000_000
+LONGEST_REPORT = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +37,23 @@ def read_new_lines(path: Path, offset: int, kind: type[Line]) -> Tail[Line]:
     except FileNotFoundError:
         data = b""
     whole = data[: data.rfind(b"\n") + 1]
+    if not whole and len(data) == MAX_BYTES_A_READ:
+        # No engine writes such a line; what is left of it is reported as bad lines until its end comes.
+        bad_lines.append(f"{path.name}: a line of more than {MAX_BYTES_A_READ} bytes")
+        whole = data
     for raw in whole.splitlines():
         try:
-            lines.append(from_dict(kind, json.loads(raw)))
-        except ValueError as error:
-            bad_lines.append(f"{path.name}: {error}")
+            record = from_dict(kind, json.loads(raw, parse_constant=_refuse_constant))
+            if any(isinstance(value, int) and not 0 <= value < 2**63 for value in vars(record).values()):
+                raise ValueError("a count lies outside 0 to 2**63 - 1")
+            lines.append(record)
+        except (ValueError, RecursionError) as error:
+            bad_lines.append(f"{path.name}: {error}"[:LONGEST_REPORT])
     return Tail(lines=lines, offset=offset + len(whole), bad_lines=bad_lines)
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number that can be stored")
 
 
 def log_tail(path: Path, max_bytes: int = 2_000) -> str:

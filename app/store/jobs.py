@@ -25,11 +25,9 @@ def get_job(session: Session, job_id: str) -> JobRow | None:
     return session.get(JobRow, job_id)
 
 
-def find_by_idempotency_key(session: Session, key: str) -> Sequence[JobRow]:
-    """The jobs that one request made; the key of each is `key` and its place in the request."""
-    return session.scalars(
-        select(JobRow).where(JobRow.idempotency_key.startswith(key + "/", autoescape=True)).order_by(JobRow.id)
-    ).all()
+def find_by_request_key(session: Session, request_key: str) -> Sequence[JobRow]:
+    """The jobs that one request made."""
+    return session.scalars(select(JobRow).where(JobRow.request_key == request_key).order_by(JobRow.id)).all()
 
 
 def list_jobs(

@@ -38,6 +38,27 @@ def finish_run(session: Session, run_id: str, **values: Any) -> None:
     session.execute(update(RunRow).where(RunRow.run_id == run_id).values(**values))
 
 
+def stop_run(session: Session, run_id: str, reason: str) -> None:
+    """End a run that will not finish: it keeps the tokens and FLOPs that its points say it has seen, no more."""
+    by_phase = select(PointRow.phase, func.max(PointRow.tokens)).where(PointRow.run_id == run_id)
+    seen: dict[str, int] = dict(session.execute(by_phase.group_by(PointRow.phase)).tuples().all())
+    finish_run(
+        session,
+        run_id,
+        status="stopped",
+        reason=reason,
+        growth_timing_tokens=seen.get("base", 0),
+        grown_tokens=seen.get("grown", seen.get("single", 0)),
+        compute_flops=session.scalar(select(func.max(PointRow.compute_flops)).where(PointRow.run_id == run_id)),
+    )
+
+
+def has_usable_runs(session: Session, cohort: str) -> bool:
+    """Whether a run of the cohort has finished or may still finish."""
+    usable = RunRow.status.in_(("finished", "running"))
+    return session.scalars(select(RunRow.run_id).where(RunRow.cohort == cohort, usable).limit(1)).first() is not None
+
+
 def get_run(session: Session, run_id: str) -> RunRow | None:
     return session.get(RunRow, run_id)
 
@@ -93,7 +114,3 @@ def last_point(session: Session, run_id: str, metric: str) -> PointRow | None:
         .limit(1)
     )
     return session.scalars(query).first()
-
-
-def count_points(session: Session, run_id: str) -> int:
-    return session.scalar(select(func.count()).select_from(PointRow).where(PointRow.run_id == run_id)) or 0

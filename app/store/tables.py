@@ -112,10 +112,14 @@ class PointRow(Base):
 
 
 class JobRow(Base):
-    """One process to be run: a growth job or a corpus preparation. ``wish`` is what a user asked of a running one."""
+    """One process to be run: a growth job or a corpus preparation.
+
+    ``wish`` is what a user asked of a running one; ``request_key`` the Idempotency-Key it came with, ``request_hash`` the
+    SHA-256 of that request's body.
+    """
 
     __tablename__ = "jobs"
-    __table_args__ = (Index(None, "state", "priority", "id"), UniqueConstraint("idempotency_key"))
+    __table_args__ = (Index(None, "state", "priority", "id"), UniqueConstraint("request_key", "role"))
 
     id: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str]
@@ -131,7 +135,8 @@ class JobRow(Base):
     priority: Mapped[int] = mapped_column(default=0)
     run_dir: Mapped[str]
     spec: Mapped[str]
-    idempotency_key: Mapped[str | None]
+    request_key: Mapped[str | None]
+    request_hash: Mapped[str | None]
     num_attempts: Mapped[int] = mapped_column(default=0)
     num_deaths: Mapped[int] = mapped_column(default=0)
     pid: Mapped[int | None]

@@ -52,7 +52,11 @@ def resample_weights(clusters: ArrayLike, num_resamples: int, seed: int, levels:
     if num_resamples < 1:
         raise ValueError(f"bootstrap is {num_resamples}; it must be at least 1 resample")
     labels = np.asarray(clusters).astype(str)
-    level_of = np.zeros(len(labels), dtype=int) if levels is None else np.unique(np.asarray(levels).astype(str), return_inverse=True)[1]
+    level_of = (
+        np.zeros(len(labels), dtype=int)
+        if levels is None
+        else np.unique(np.asarray(levels).astype(str), return_inverse=True)[1]
+    )
     rng = np.random.default_rng(seed)
     weights = np.zeros((num_resamples, len(labels)))
     for level in np.unique(level_of):

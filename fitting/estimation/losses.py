@@ -69,6 +69,6 @@ def checked_knee(knee: float | str) -> float | None:
         value = float(knee)
     except ValueError:
         raise ValueError(f"knee is '{knee}'; give 'auto' or a positive number such as 1e-3") from None
-    if not (np.isfinite(value) and SMALLEST_KNEE <= value):
+    if not (np.isfinite(value) and value >= SMALLEST_KNEE):
         raise ValueError(f"knee is {value:g}; it must be at least {SMALLEST_KNEE:g} (or 'auto')")
     return value

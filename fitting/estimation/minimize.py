@@ -69,7 +69,9 @@ def minimise(
     num_problems, num_coordinates = starts.shape
     x = np.clip(starts, lower, upper)
     identity = np.eye(num_coordinates)
-    H = np.broadcast_to(identity if inverse_hessian is None else inverse_hessian, (num_problems, *identity.shape)).copy()
+    H = np.broadcast_to(
+        identity if inverse_hessian is None else inverse_hessian, (num_problems, *identity.shape)
+    ).copy()
     scaled = np.full(num_problems, inverse_hessian is not None)
     f, g = objective(x, np.arange(num_problems))
     evaluations = 1
@@ -123,7 +125,9 @@ def minimise(
         t_low[which[too_short]] = t[which[too_short]]
         undecided = which[~accept]
         bracketed = np.isfinite(t_high[undecided])
-        t[undecided] = np.where(bracketed, 0.5 * (t_low[undecided] + np.minimum(t_high[undecided], 1e300)), 2.0 * t[undecided])
+        t[undecided] = np.where(
+            bracketed, 0.5 * (t_low[undecided] + np.minimum(t_high[undecided], 1e300)), 2.0 * t[undecided]
+        )
         line_steps[undecided] += 1
 
         taken = which[accept]
@@ -152,7 +156,7 @@ def minimise(
 
 
 def _update(H: Array, scaled: np.ndarray, taken: np.ndarray, step: Array, change: Array) -> None:
-    """BFGS update in place of ``H[taken]`` by the steps and gradient changes (M, P); skipped where curvature is not positive."""
+    """BFGS update in place of ``H[taken]`` by steps and gradient changes (M, P); skipped without positive curvature."""
     curvature = np.sum(step * change, axis=1)
     good = curvature > 1e-14 * np.sqrt(np.sum(step**2, axis=1) * np.sum(change**2, axis=1))
     which, s, y, sy = taken[good], step[good], change[good], curvature[good]

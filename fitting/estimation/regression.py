@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from scipy.optimize import linprog
 
-from fitting.estimation.losses import COMPATIBILITY_KNEE, LossFunction, huber, robust_sd, scale_aware_knee
+from fitting.estimation.losses import LossFunction, huber, robust_sd, scale_aware_knee
 from fitting.estimation.minimize import Minima, minimise
 from fitting.laws.base import Array, ScratchLaw
 
@@ -59,7 +59,9 @@ class Regression:
         lower, upper = self.law.bounds(float(self.loss_nats.min()), float(self.loss_nats.max()))
         for name, value in self.fixed.items():
             if name not in self.law.scale_free:
-                raise ValueError(f"'{name}' of law '{self.law.name}' cannot be fixed; only {', '.join(self.law.scale_free)} can")
+                raise ValueError(
+                    f"'{name}' of law '{self.law.name}' cannot be fixed; only {', '.join(self.law.scale_free)} can"
+                )
             index = self.law.parameter_names.index(name)
             if self.law.positive[index] and not value > 0:
                 raise ValueError(f"fixed {name} is {value:g}; it must be positive")
@@ -158,7 +160,8 @@ class PointFit:
 def fit_point(regression: Regression, loss_function: LossFunction = "huber", knee: float | None = None) -> PointFit:
     """Fit by sum-Huber (``knee`` None: 1.345 robust sd of the residuals) or by least absolute deviations.
 
-    The objective is sum_i rho(r_i) for ``huber`` and sum_i |r_i| for ``lad``. The cold starts settle at a knee wide enough for the
+    The objective is sum_i rho(r_i) for ``huber`` and sum_i |r_i| for ``lad``. The cold starts settle at a knee wide
+    enough for the
     objective to be smooth; the knee then shrinks to the one asked for with every hopeful start warm, so the share that
     reached the best is a statement about the whole path.
 
@@ -198,7 +201,9 @@ def fit_point(regression: Regression, loss_function: LossFunction = "huber", kne
     )
 
 
-def _knee_path(regression: Regression, residuals: Array, loss_function: LossFunction, knee: float | None) -> list[float]:
+def _knee_path(
+    regression: Regression, residuals: Array, loss_function: LossFunction, knee: float | None
+) -> list[float]:
     auto = scale_aware_knee(residuals, regression.law.num_parameters)
     if loss_function == "lad":
         last = max(_NEARLY_ABSOLUTE * robust_sd(residuals), 1e-9)
@@ -212,9 +217,7 @@ def _knee_path(regression: Regression, residuals: Array, loss_function: LossFunc
     return [middle, last] if auto / last > 5 else [last]
 
 
-def _settle_knee(
-    regression: Regression, point: Array, inverse_hessian: Array, knee: float
-) -> tuple[Minima, float]:
+def _settle_knee(regression: Regression, point: Array, inverse_hessian: Array, knee: float) -> tuple[Minima, float]:
     """Knee and fit depend on each other: alternate until the knee moves by less than 0.1%."""
     minima = regression.minimise(point[None], knee=knee, inverse_hessian=inverse_hessian)
     for _ in range(12):
@@ -246,7 +249,10 @@ def _polish_absolute(regression: Regression, coordinates: Array) -> Array:
         ]
         # residual + J step = over - under, minimising sum(over + under)
         solution = linprog(
-            cost, A_eq=np.hstack([jacobian, -identity, identity]), b_eq=-residuals, bounds=box + [(0, None)] * (2 * num_rows)
+            cost,
+            A_eq=np.hstack([jacobian, -identity, identity]),
+            b_eq=-residuals,
+            bounds=box + [(0, None)] * (2 * num_rows),
         )
         if solution.status != 0:
             break

@@ -12,8 +12,8 @@ p         tokens per base parameter at which the advantage has come to 63%    to
 u         engagement: 0 when grown, 1 when grown tokens outweigh d_eq         -
 ========  ==================================================================  ======
 
-Nested: (kappa = 1, c = 0) has no free parameter; then kappa; kappa and c; then c', or p, on top. u carries the anchors: at D2 = 0
-the loss is the base's own; at d = 0 both d_eq and the advantage vanish. For D2 >> d_eq it is the plain form
+Nested: (kappa = 1, c = 0) has no free parameter; then kappa; kappa and c; then c', or p, on top. u carries the
+anchors: at D2 = 0 the loss is the base's own; at d = 0 both d_eq and the advantage vanish. For D2 >> d_eq it is the plain form
 S(D2 + kappa d_eq) - c. Progress rises with D2 for every kappa > 0. p is 1 where it is not fitted: a base of less than about one
 token per parameter has nothing that stays to pass on.
 """

@@ -11,8 +11,8 @@ w         how it fades: 0 keeps it (the optimal d does not depend on the    -
 j         jump of the loss at growth, per unit of ln g                      nats
 ========  ================================================================  ======
 
-d = 0 gives scratch. The base's own loss at D2 = 0 needs kappa = 1 and j = 0, so the second anchor does not hold and this law supplies no
-argmin. Fits to real curves give w < 0: the head start does not go to zero within the data.
+d = 0 gives scratch. The base's own loss at D2 = 0 needs kappa = 1 and j = 0, so the second anchor does not hold and
+this law supplies no argmin. Fits to real curves give w < 0: the head start does not go to zero within the data.
 """
 
 from __future__ import annotations

@@ -39,7 +39,12 @@ class LiewKato(GrowthLaw):
 
     def starts(self) -> Array:
         return np.array(
-            [[floor, -1.0, size, 0.0, 0.02, power, 0.0] for floor in (0.3, 0.7) for size in (0.1, 0.35) for power in (0.15, 0.35)]
+            [
+                [floor, -1.0, size, 0.0, 0.02, power, 0.0]
+                for floor in (0.3, 0.7)
+                for size in (0.1, 0.35)
+                for power in (0.15, 0.35)
+            ]
         )
 
     def grown_loss_and_gradient(self, params: ArrayLike, prepared: Prepared) -> tuple[Array, Array]:

@@ -9,8 +9,8 @@ m         what a token is worth after growth                                -
 w         0 without a base and at the moment of growth, then 1              -
 ========  ================================================================  ======
 
-Plain m (D2 + d_eq) fails both anchors (at d = 0 it is a scratch run on m times its tokens); w restores them and is 1 for every run
-with more grown tokens than head start and over a few tokens per base parameter.
+Plain m (D2 + d_eq) fails both anchors (at d = 0 it is a scratch run on m times its tokens); w restores them and is 1
+for every run with more grown tokens than head start and over a few tokens per base parameter.
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ class ScratchCurve:
     def take(self, which: np.ndarray) -> ScratchCurve:
         """The draws ``which``."""
         offsets = tuple(
-            TargetOffset(params=offset.params, knots=offset.knots, values=offset.values[which]) for offset in self.offsets
+            TargetOffset(params=offset.params, knots=offset.knots, values=offset.values[which])
+            for offset in self.offsets
         )
         return ScratchCurve(law=self.law, params=self.params[which], offsets=offsets)
 

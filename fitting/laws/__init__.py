@@ -17,5 +17,7 @@ SCRATCH_LAWS: dict[str, ScratchLaw] = {law.name: law for law in (Chinchilla(), K
 def scratch_law(name: str) -> ScratchLaw:
     """The law called ``name``; ValueError lists the ones there are."""
     if name not in SCRATCH_LAWS:
-        raise ValueError(f"law is '{name}'; it must be one of {', '.join(SCRATCH_LAWS)} (or 'auto' where laws are averaged)")
+        raise ValueError(
+            f"law is '{name}'; it must be one of {', '.join(SCRATCH_LAWS)} (or 'auto' where laws are averaged)"
+        )
     return SCRATCH_LAWS[name]

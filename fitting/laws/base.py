@@ -91,7 +91,7 @@ class ScratchLaw(abc.ABC):
 
     @abc.abstractmethod
     def rescaled(self, params: ArrayLike, size_factor: float, token_factor: float) -> Array:
-        """Parameters (..., P) of the same function of plain (N, D), given ones that hold for (N / size_factor, D / token_factor)."""
+        """Parameters (..., P) for plain (N, D) of the function that ``params`` give in (N / size_factor, D / token_factor)."""
 
     @abc.abstractmethod
     def bounds(self, lowest_loss: float, highest_loss: float) -> tuple[Array, Array]:

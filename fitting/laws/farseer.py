@@ -12,9 +12,9 @@ h           Box-Cox transform: ln N at q = 0                            -
 D_ref       1e5, a fixed unit: the law is not closed under others       tokens
 ==========  ==========================================================  =====================
 
-The paper's exp(s N^q + S) and so on are the same nine-parameter family; h removes the degeneracy at exponents near 0, where s and
-S cancel. On 12 public extrapolation splits the free form won 8 and exploded on 3: here s, r, t > 0, so the loss falls with size and
-data wherever D > D_ref, fewer tokens than any run has, and every slope and curvature is bounded.
+The paper's exp(s N^q + S) and so on are the same nine-parameter family; h removes the degeneracy at exponents near
+0, where s and S cancel. On 12 public extrapolation splits the free form won 8 and exploded on 3: here s, r, t > 0, so the loss
+falls with size and data wherever D > D_ref, fewer tokens than any run has, and every slope and curvature is bounded.
 
 Source: Li et al. 2025 (arXiv 2506.10972).
 """

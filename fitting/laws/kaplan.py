@@ -93,13 +93,10 @@ class Kaplan(ScratchLaw):
         # loss^(1/beta) is linear in A^(1/beta) and B^(1/beta); scaled by the median loss so that no power overflows.
         middle = float(np.median(loss_nats))
         powers = np.exp(np.log(loss_nats / middle) / beta)
-        columns = np.stack([np.exp(-alpha / beta * np.log(num_params)), np.broadcast_to(1 / tokens, powers.shape)], axis=-1)
-        coefficients = np.array(
-            [
-                linear_start(columns[i : i + 1], powers[i], 1e-6)[0]
-                for i in range(len(exponents))
-            ]
+        columns = np.stack(
+            [np.exp(-alpha / beta * np.log(num_params)), np.broadcast_to(1 / tokens, powers.shape)], axis=-1
         )
+        coefficients = np.array([linear_start(columns[i : i + 1], powers[i], 1e-6)[0] for i in range(len(exponents))])
         return np.hstack([middle * coefficients**beta, exponents])
 
 

@@ -9,8 +9,8 @@ s         speedup, the same everywhere          -
 DS        scratch tokens at the same FLOPs      tokens
 ========  ====================================  ======
 
-The best simple predictor on the digitised G_stack curves. It says nothing of d or g, and real speedups fade: 154% at 94 tokens per
-parameter, 30% at 1403 (410M of Du et al. 2024, arXiv 2405.15319).
+The best simple predictor on the digitised G_stack curves. It says nothing of d or g, and real speedups fade: 154% at
+94 tokens per parameter, 30% at 1403 (410M of Du et al. 2024, arXiv 2405.15319).
 """
 
 from __future__ import annotations

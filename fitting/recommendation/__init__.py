@@ -36,9 +36,11 @@ def recommend(request: Request, guideline: Guideline) -> Recommendation:
     if guideline.kind == "published":
         return answer_by_rule(request, guideline)
     if guideline.laws:
-        answer = answer_from_laws(request, guideline, guideline.losses)
-        if answer.support.grade != "unsupported":
-            return answer
+        if support(request, guideline).grade != "unsupported":
+            answer = answer_from_laws(request, guideline, guideline.losses)
+            # The factor chosen may lie too far out even where size and compute do not.
+            if answer.support.grade != "unsupported":
+                return answer
     else:
         _refuse_what_needs_laws(request, guideline)
         pairs = pairs_at(request, guideline)

@@ -62,8 +62,11 @@ class Arms:
 
     @cached_property
     def best(self) -> Optimum | None:
-        inside = [optimum for optimum in self.optima if self._was_tried(optimum)]
-        return min(inside or self.optima, key=lambda optimum: optimum.loss_nats, default=None)
+        """The base to recommend: the lowest expected loss; ties go to whole blocks, whose links all stay as trained."""
+        candidates = [optimum for optimum in self.optima if self._was_tried(optimum)] or list(self.optima)
+        lowest = min((optimum.loss_nats for optimum in candidates), default=0.0)
+        tied = [optimum for optimum in candidates if optimum.loss_nats <= lowest + TIE_NATS]
+        return min(tied, key=lambda optimum: (not optimum.base.exact, optimum.loss_nats), default=None)
 
     @property
     def untried_and_lower(self) -> Optimum | None:
@@ -105,9 +108,10 @@ def arms(
     """
     sizes, layers, costs = _sizes(budgets[0].target, smallest_run)
     optima = best_timings(losses, [(budget, base) for budget in budgets for base in bases])
+    tokens = np.array([budget.compute_flops / costs for budget in budgets])
+    all_singles = losses.scratch(np.tile(sizes, len(budgets)), tokens.ravel())
     weighed = []
-    for i, budget in enumerate(budgets):
-        singles = losses.scratch(sizes, budget.compute_flops / costs)
+    for i, singles in enumerate(np.split(all_singles, len(budgets), axis=1)):
         best = int(np.argmin(singles.mean(axis=0)))
         own = optima[i * len(bases) : (i + 1) * len(bases)]
         weighed.append(
@@ -126,13 +130,13 @@ def _sizes(target: Target, smallest_run: float | None) -> tuple[Array, list[int 
     lowest = 0.0 if smallest_run is None else smallest_run / _BELOW_SMALLEST_RUN
     layers: list[int | None]
     if target.num_layers is not None:
-        every = range(1, target.num_layers + 1)
-        offered = [
-            count for count in every if count == target.num_layers or single_size_params(target, count) >= lowest
-        ]
-        sizes = np.array([single_size_params(target, count) for count in offered])
-        costs = np.array([single_size_flops_per_token(target, count) for count in offered])
-        return sizes, list(offered), costs
+        counts = np.arange(1, target.num_layers + 1)
+        # Sizes and costs are straight lines in the number of layers.
+        sizes = np.interp(counts, [1, counts[-1]], [single_size_params(target, 1), target.params])
+        one_layer = single_size_flops_per_token(target, 1)
+        costs = np.interp(counts, [1, counts[-1]], [one_layer, target.flops_per_token])
+        offered = (sizes >= lowest) | (counts == counts[-1])
+        return sizes[offered], [int(count) for count in counts[offered]], costs[offered]
     sizes = np.geomspace(min(target.params, max(lowest, target.params / 64)), target.params, _SIZES_WITHOUT_LAYERS)
     layers = [None] * len(sizes)
     return sizes, layers, 6.0 * sizes

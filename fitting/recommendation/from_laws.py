@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +30,7 @@ from fitting.recommendation.answer import (
 )
 from fitting.recommendation.arms import TIE_NATS, Arms, arms, fewest_flops
 from fitting.recommendation.losses import Losses
-from fitting.recommendation.optimum import Optimum, best_timings, timing_draws
+from fitting.recommendation.optimum import Optimum
 from fitting.recommendation.recipe import recipe
 from fitting.recommendation.request import Request
 from fitting.recommendation.support import Support, grade_at, support
@@ -39,7 +40,7 @@ from fitting.rules.gstack import FACTORS_FOUND_GOOD
 PAIRS_FOR_A_CHANCE = 10
 # The token budgets at which to show how the gain fades, as multiples of the one asked about.
 _FADE_BUDGETS = (0.25, 1.0, 4.0)
-_FADE_DRAWS, _BISECTION_DRAWS, _TIMING_DRAWS = 40, 50, 100
+_BISECTION_DRAWS = 50
 
 
 def answer_from_laws(request: Request, guideline: Guideline, losses: Losses) -> Recommendation:
@@ -48,9 +49,14 @@ def answer_from_laws(request: Request, guideline: Guideline, losses: Losses) -> 
         return _for_fewest_flops(request, guideline, losses)
     target = request.target
     bases = base_options(target, request.growth_factors)
+    sunk = request.base_compute == "sunk"
     budgets = {name: budget_of(request, base_is_sunk=name == "sunk") for name in ("charged", "sunk")}
-    weighed_arms = arms(losses, list(budgets.values()), bases, _smallest_run(guideline), _tried(guideline))
-    found = dict(zip(budgets, weighed_arms, strict=True))
+    others = [
+        budget_of(request, base_is_sunk=sunk, token_budget=share * request.token_budget) for share in _FADE_BUDGETS
+    ]
+    # One evaluation of the laws for everything: both accountings, and the budgets that show how the gain fades.
+    everything = arms(losses, [*budgets.values(), *others], bases, _smallest_run(guideline), _tried(guideline))
+    found = dict(zip(budgets, everything, strict=False))
     budget, weighed = budgets[request.base_compute], found[request.base_compute]
     best, decision = weighed.best, weighed.decision
     graded = support(request, guideline, None if best is None else best.base.growth_factor)
@@ -60,22 +66,23 @@ def answer_from_laws(request: Request, guideline: Guideline, losses: Losses) -> 
     base = best.base if best is not None and grow else None
     timing = best.timing_tokens if best is not None and grow else None
     delta = None if best is None else best.losses - weighed.scratch.losses
+    fading = [] if best is None else _same_base(best, others, everything[len(budgets) :])
     speedup = None
+    fade: tuple[Fade, ...] = ()
     if best is not None:
-        charged = flops_of(budget, best.base, best.timing_tokens).total
-        assert charged is not None
-        speedup = summaries.speedups(losses, target, best.losses, charged)
+        points = [(budget, best), *((other, optimum) for other, _, optimum in fading)]
+        charged = np.array([flops_of(own, one.base, one.timing_tokens).total for own, one in points])
+        grown = np.stack([one.losses for _, one in points], axis=1)
+        all_speedups = summaries.speedups(losses, target, grown, charged)
+        speedup = all_speedups[:, 0]
+        fade = _fade(request, guideline, best, fading, all_speedups[:, 1:], charged[1:])
     return Recommendation(
         guideline=guideline.summary(),
         decision=decision,
         growth_factor=None if base is None else base.growth_factor,
         growth_timing_tokens=timing,
         growth_timing_range=best.near_optimal if best is not None and grow else None,
-        growth_timing_interval=(
-            summaries.finite_interval(timing_draws(losses.thinned(_TIMING_DRAWS), budget, best))
-            if best is not None and grow
-            else None
-        ),
+        growth_timing_interval=summaries.finite_interval(best.timing_draws) if best is not None and grow else None,
         order=None if base is None else base.order,
         base_model=None if base is None else base_model(target, base),
         target_model=target_model(target),
@@ -92,7 +99,7 @@ def answer_from_laws(request: Request, guideline: Guideline, losses: Losses) -> 
         support=graded,
         alternatives=_alternatives(request, guideline, weighed, deltas[request.base_compute], bases),
         warnings=tuple(_warnings(request, guideline, weighed, graded)),
-        fade=_fade(request, guideline, losses, best),
+        fade=fade,
         decision_points=summaries.decision_points(losses, budget, best, by_law=far)
         if best is not None and grow
         else (),
@@ -149,11 +156,10 @@ def _expected(
 ) -> Expected:
     best = weighed.best
     if best is None or speedup is None:
-        return Expected(basis="none: the budget cannot pay for any base on offer")
+        return Expected(basis="none: no base that the budget could pay for is on offer")
     delta, span = deltas[best.base.growth_factor]
     middle = summaries.finite_median(speedup)
-    held_out = guideline.held_out or {}
-    enough = held_out.get("num_pairs", 0) >= PAIRS_FOR_A_CHANCE
+    enough = guideline.num_held_out_pairs >= PAIRS_FOR_A_CHANCE
     charged = "sunk" if budget.base_is_sunk else "charged"
     return Expected(
         basis=(
@@ -178,7 +184,7 @@ def _accounting(weighed: Arms, deltas: Deltas, budget: Budget) -> Accounting:
     best, decision = weighed.best, weighed.decision
     reason = f"Scratch is expected to end at {weighed.scratch.loss_nats:.3f} nats"
     if best is None:
-        return Accounting(decision=decision, reason=f"{reason}; the budget cannot pay for any base on offer.")
+        return Accounting(decision=decision, reason=f"{reason}; no base that the budget could pay for is on offer.")
     delta, span = deltas[best.base.growth_factor]
     grow = decision == "grow"
     reason += (
@@ -228,33 +234,45 @@ def _alternatives(
     return tuple(rows)
 
 
-def _fade(request: Request, guideline: Guideline, losses: Losses, best: Optimum | None) -> tuple[Fade, ...]:
-    """The best timing of the recommended base at other budgets, on a part of the draws."""
-    if best is None:
-        return ()
-    target, sunk = request.target, request.base_compute == "sunk"
-    few = losses.thinned(_FADE_DRAWS)
-    token_budgets = np.array(_FADE_BUDGETS) * request.token_budget
-    budgets = [budget_of(request, base_is_sunk=sunk, token_budget=float(tokens)) for tokens in token_budgets]
-    optima = best_timings(few, [(budget, best.base) for budget in budgets])
-    scratch = few.scratch(np.full(len(budgets), target.params), token_budgets)
-    rows = []
-    for i, (budget, optimum) in enumerate(zip(budgets, optima, strict=True)):
-        tokens = float(token_budgets[i])
+# A budget, its arms, and the optimum there of the base that is recommended.
+Fading = tuple[Budget, Arms, Optimum]
+
+
+def _same_base(best: Optimum, budgets: Sequence[Budget], weighed: Sequence[Arms]) -> list[Fading]:
+    return [
+        (budget, arms_, optimum)
+        for budget, arms_ in zip(budgets, weighed, strict=True)
+        for optimum in arms_.optima
+        if optimum.base.growth_factor == best.base.growth_factor
+    ]
+
+
+def _fade(
+    request: Request,
+    guideline: Guideline,
+    best: Optimum,
+    fading: Sequence[Fading],
+    speedups: summaries.Array,
+    charged_flops: summaries.Array,
+) -> tuple[Fade, ...]:
+    """What the recommended base gains at other budgets, each at its own best timing."""
+    target, rows = request.target, []
+    for i, (budget, arms_, optimum) in enumerate(fading):
+        tokens = budget.compute_flops / target.flops_per_token
         grade = grade_at(request, guideline, best.base.growth_factor, tokens)
-        if grade == "unsupported" or optimum is None:
+        if grade == "unsupported":
             continue
-        charged = flops_of(budget, optimum.base, optimum.timing_tokens).total
-        assert charged is not None
-        speedup = summaries.finite_median(summaries.speedups(few, target, optimum.losses, charged))
+        speedup = summaries.finite_median(speedups[:, i])
         rows.append(
             Fade(
                 token_budget=tokens,
                 tokens_per_parameter=tokens / target.params,
                 growth_timing_tokens=optimum.timing_tokens,
-                delta_nats=float((optimum.losses - scratch[:, i]).mean()),
+                delta_nats=float((optimum.losses - arms_.scratch.losses).mean()),
                 speedup=speedup,
-                saved_target_tokens=None if speedup is None else speedup * charged / target.flops_per_token,
+                saved_target_tokens=None
+                if speedup is None
+                else float(speedup * charged_flops[i] / target.flops_per_token),
                 grade=grade,
             )
         )
@@ -303,7 +321,7 @@ def _warnings(request: Request, guideline: Guideline, weighed: Arms, graded: Sup
     sentences = []
     best, single = weighed.best, weighed.best_single
     if weighed.oversized:
-        against = "both growing and scratch" if weighed.decision == "smaller" else "scratch"
+        against = "both growing and scratch" if best is not None and weighed.decision == "smaller" else "scratch"
         sentences.append(
             f"The target is over-sized for this budget: {single.params:.3g} parameters alone are expected to end at "
             f"{single.loss_nats:.3f} nats, below {against}."
@@ -327,7 +345,7 @@ def _warnings(request: Request, guideline: Guideline, weighed: Arms, graded: Sup
         )
     if request.target.flops_convention == "6nd":
         sentences.append("FLOPs are 6 N D because only the target's size is known; give its shape for an exact count.")
-    if (guideline.held_out or {}).get("num_pairs", 0) < PAIRS_FOR_A_CHANCE:
+    if guideline.num_held_out_pairs < PAIRS_FOR_A_CHANCE:
         sentences.append("No chance that growth helps is given: that takes at least 10 held-out pairs.")
     sentences += guideline.borrowed
     sentences += guideline.warnings

@@ -24,31 +24,34 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fitting.budget import Budget
+from fitting.budget import Budget, grown_tokens_of
 from fitting.layers import BaseOption
 from fitting.recommendation.losses import Array, Losses
 
 # A timing whose mean loss is within this share of the lowest counts as near-optimal.
 NEAR_OPTIMAL = 0.0025
-_COARSE_POINTS, _FINE_POINTS, _SEARCH_DRAWS = 21, 5, 16
+_POINTS, _SEARCH_DRAWS = 25, 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimum:
-    """The best timing of one base. ``losses`` (K,) are all draws at ``timing_tokens``; ``span`` the timings searched;
-    ``edge`` says at which end of it the mean's minimum lies, if at one."""
+    """The best timing of one base. ``losses`` (K,) are all draws at ``timing_tokens``; ``timing_draws`` the best
+    timing of each draw of the search; ``edge`` says at which end of the search the mean's minimum lies, if at one."""
 
     base: BaseOption
     timing_tokens: float
     grown_tokens: float
-    near_optimal: tuple[float, float]
-    span: tuple[float, float]
+    loss_nats: float
     losses: Array
+    timing_draws: Array
     edge: Literal["earliest", "latest"] | None
+    log_timings: Array
+    search_means: Array
 
     @cached_property
-    def loss_nats(self) -> float:
-        return float(np.mean(self.losses))
+    def near_optimal(self) -> tuple[float, float]:
+        """The timings whose mean loss in the search (``search_means`` at ``log_timings``) is within 0.25% of the best."""
+        return _near_optimal(self.log_timings, self.search_means, float(np.log(self.timing_tokens)))
 
 
 def best_timings(losses: Losses, cases: Sequence[tuple[Budget, BaseOption]]) -> list[Optimum | None]:
@@ -64,18 +67,18 @@ def best_timings(losses: Losses, cases: Sequence[tuple[Budget, BaseOption]]) -> 
     few = losses.thinned(_SEARCH_DRAWS)
     chosen = [case for case, _ in open_cases]
     ends = np.log([span for _, span in open_cases])  # (cases, 2)
-    steps = np.linspace(0.0, 1.0, _COARSE_POINTS)
-    coarse = ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * steps  # (cases, points)
-    coarse_mean = losses_at(few, chosen, coarse).mean(axis=0)
-    lowest = np.take_along_axis(coarse, np.argmin(coarse_mean, axis=1)[:, None], axis=1)
-    step = coarse[:, 1:2] - coarse[:, :1]
-    low, high = np.maximum(lowest - step, ends[:, :1]), np.minimum(lowest + step, ends[:, 1:])
-    fine = low + (high - low) * np.linspace(0.0, 1.0, _FINE_POINTS)
-    fine_mean = losses_at(few, chosen, fine).mean(axis=0)
-    best, lowest_mean = vertices(fine, fine_mean), fine_mean.min(axis=1)
+    steps = np.linspace(0.0, 1.0, _POINTS)
+    grids = ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * steps  # (cases, points)
+    values = losses_at(few, chosen, grids)  # (few draws, cases, points)
+    means = values.mean(axis=0)
+    best = vertices(grids, means)
+    rows = np.broadcast_to(grids, values.shape).reshape(-1, _POINTS)
+    own_best = np.exp(vertices(rows, values.reshape(-1, _POINTS))).reshape(values.shape[:2])
+    after = grown_tokens_of(chosen, np.exp(best)[:, None])[:, 0]
     all_losses = losses_at(losses, chosen, best[:, None])[:, :, 0]
+    all_means = all_losses.mean(axis=0)
     found = []
-    for i, ((budget, base), span) in enumerate(open_cases):
+    for i, (_, base) in enumerate(chosen):
         edge: Literal["earliest", "latest"] | None = None
         if best[i] <= ends[i, 0] + 1e-9:
             edge = "earliest"
@@ -86,29 +89,23 @@ def best_timings(losses: Losses, cases: Sequence[tuple[Budget, BaseOption]]) -> 
             Optimum(
                 base=base,
                 timing_tokens=timing,
-                grown_tokens=float(budget.grown_tokens(base, timing)),
-                near_optimal=_near_optimal(coarse[i], coarse_mean[i], float(best[i]), float(lowest_mean[i])),
-                span=span,
+                grown_tokens=float(after[i]),
+                loss_nats=float(all_means[i]),
                 losses=all_losses[:, i],
+                timing_draws=own_best[:, i],
                 edge=edge,
+                log_timings=grids[i],
+                search_means=means[i],
             )
         )
     answers = iter(found)
     return [None if span is None else next(answers) for span in spans]
 
 
-def timing_draws(losses: Losses, budget: Budget, optimum: Optimum) -> Array:
-    """Each draw's own best timing (K,), in tokens."""
-    low, high = np.log(optimum.span)
-    grid = np.linspace(low, high, _COARSE_POINTS)
-    values = losses_at(losses, [(budget, optimum.base)], grid[None])[:, 0]
-    return np.exp(vertices(np.broadcast_to(grid, values.shape), values))
-
-
 def losses_at(losses: Losses, cases: Sequence[tuple[Budget, BaseOption]], log_timings: Array) -> Array:
     """Grown losses (K, cases, points) at ``log_timings`` (cases, points)."""
     timings = np.exp(log_timings)
-    after = np.array([budget.grown_tokens(base, row) for (budget, base), row in zip(cases, timings, strict=True)])
+    after = grown_tokens_of(cases, timings)
     bases = np.repeat([base.params for _, base in cases], timings.shape[1])
     target = cases[0][0].target.params
     values = losses.grown(target, bases, timings.ravel(), after.ravel())
@@ -130,11 +127,12 @@ def vertices(grids: Array, values: Array) -> Array:
     return np.asarray(np.where(at_edge, grids[rows, lowest], refined))
 
 
-def _near_optimal(grid: Array, mean: Array, best: float, lowest: float) -> tuple[float, float]:
+def _near_optimal(grid: Array, mean: Array, best: float) -> tuple[float, float]:
     """The timings around ``best`` at which the mean loss crosses the near-optimal limit, else the end of the search.
 
     Between grid points the square root of the excess is taken as linear, which is exact for a parabola.
     """
+    lowest = float(mean.min())
     excess = np.sqrt(np.maximum(mean - lowest, 0.0))
     limit = np.sqrt(NEAR_OPTIMAL * lowest)
 

@@ -55,9 +55,10 @@ def intervals(draws: Array, noise_sd: float, losses: Losses, *, by_law: bool) ->
     return [(float(lower), float(upper)) for lower, upper in zip(low, high, strict=True)]
 
 
-def speedups(losses: Losses, target: Target, grown_losses: Array, charged_flops: float) -> Array:
-    """Speedup (K,) of each draw; inf where scratch never reaches the grown run's loss."""
-    tokens = losses.scratch_tokens(target.params, grown_losses[:, None])[:, 0]
+def speedups(losses: Losses, target: Target, grown_losses: Array, charged_flops: Array) -> Array:
+    """Speedups (K, R) of grown runs with ``grown_losses`` (K, R) and ``charged_flops`` (R,); inf where scratch never
+    reaches the grown run's loss."""
+    tokens = losses.scratch_tokens(target.params, grown_losses)
     return np.asarray(tokens * target.flops_per_token / charged_flops - 1)
 
 

@@ -40,7 +40,9 @@ class RuleScores:
 def rule_scores(data: GrowthData) -> dict[str, RuleScores]:
     """Scores by rule over all pairs of ``data``."""
     return {
-        "null": _scores(data, data.points.growth_factor < _NULL_FACTOR_LIMIT, _TOKENS_PER_BASE_PARAM * data.points.base_params),
+        "null": _scores(
+            data, data.points.growth_factor < _NULL_FACTOR_LIMIT, _TOKENS_PER_BASE_PARAM * data.points.base_params
+        ),
         "gstack": _gstack(data),
         "never_grow": _scores(data, np.zeros(len(data), dtype=bool), data.points.timing_tokens),
     }
@@ -48,7 +50,10 @@ def rule_scores(data: GrowthData) -> dict[str, RuleScores]:
 
 def _gstack(data: GrowthData) -> RuleScores:
     timing = np.array(
-        [growth_timing_tokens(size, compute) for size, compute in zip(data.points.target_params, data.compute_flops, strict=True)]
+        [
+            growth_timing_tokens(size, budget)
+            for size, budget in zip(data.points.target_params, data.points.scratch_tokens, strict=True)
+        ]
     )
     feasible = 6 * data.points.base_params * timing < data.compute_flops
     near_four = np.abs(data.points.growth_factor / _GSTACK_FACTOR - 1) < 0.1

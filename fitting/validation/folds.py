@@ -8,8 +8,8 @@ test      pairs it is scored on                                        mask
 scratch   scratch runs that are known when the prediction is made      mask
 ========  ===========================================================  ======
 
-Leaving out a target keeps its scratch runs: the question is what growth would do to a model whose scratch curve is known. Rolling
-by compute keeps neither pair nor scratch run above the origin.
+Leaving out a target keeps its scratch runs: the question is what growth would do to a model whose scratch curve is
+known. Rolling by compute keeps neither pair nor scratch run above the origin.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def _by_target(data: GrowthData) -> tuple[Fold, ...]:
     for size in _targets(sizes):
         test = np.abs(sizes / size - 1) < _SAME_SIZE
         if (~test).sum() >= _FEWEST_PAIRS:
-            result.append(Fold(name=f"{size:.4g}", train=~test, test=test, scratch=np.ones(len(data.scratch), dtype=bool)))
+            result.append(
+                Fold(name=f"{size:.4g}", train=~test, test=test, scratch=np.ones(len(data.scratch), dtype=bool))
+            )
     return tuple(result) if len(result) > 1 else ()
 
 

@@ -1,6 +1,7 @@
 """Nested validation: inner folds give the weights of laws, outer folds the scores of laws and of their average.
 
-    w_l ~ 1 / mse_l^2  over inner folds of both kinds;  0 for a law that explodes, does worse than predicting no effect, or has fewer
+    w_l ~ 1 / mse_l^2  over inner folds of both kinds;  0 for a law that explodes, does worse than predicting no
+    effect, or has fewer
                        right signs than the null rule (grow iff g < 3)
 
 ========  ===============================================================  ======
@@ -74,7 +75,10 @@ def law_weights(data: GrowthData, laws: Mapping[str, GrowthLaw] = ALL_LAWS) -> W
             verdicts={name: why if name in simple else "no weight: too few pairs" for name in laws},
         )
     # The geometric mean over the kinds: a term must help against a new budget and against a new size.
-    mse = {name: float(np.exp(np.mean([np.log(np.mean(part**2) + 1e-12) for part in parts]))) for name, parts in tested.items()}
+    mse = {
+        name: float(np.exp(np.mean([np.log(np.mean(part**2) + 1e-12) for part in parts])))
+        for name, parts in tested.items()
+    }
     seen = np.concatenate(observed)
     no_effect = float(np.exp(np.mean([np.log(np.mean(part**2) + 1e-12) for part in observed])))
     null_hits = _sign_hits(np.where(np.concatenate(factors) < _NULL_RULE_FACTOR, -1.0, 1.0), seen)
@@ -154,7 +158,9 @@ def _errors(law: GrowthLaw, data: GrowthData, known: list[tuple[Fold, ScratchBas
     return np.concatenate(residuals)
 
 
-def _with_bases(data: GrowthData, splits: tuple[Fold, ...], num_draws: int, seed: int) -> list[tuple[Fold, ScratchBasis]]:
+def _with_bases(
+    data: GrowthData, splits: tuple[Fold, ...], num_draws: int, seed: int
+) -> list[tuple[Fold, ScratchBasis]]:
     """The folds whose scratch runs can carry a scratch curve, each with it."""
     known = []
     for fold in splits:
@@ -166,7 +172,12 @@ def _with_bases(data: GrowthData, splits: tuple[Fold, ...], num_draws: int, seed
 
 
 def validate(
-    data: GrowthData, leave_out: LeaveOut, *, num_draws: int = 60, seed: int = 0, laws: Mapping[str, GrowthLaw] = ALL_LAWS
+    data: GrowthData,
+    leave_out: LeaveOut,
+    *,
+    num_draws: int = 60,
+    seed: int = 0,
+    laws: Mapping[str, GrowthLaw] = ALL_LAWS,
 ) -> Validation:
     """Score every law and their weighted average on outer folds; weights come from inside each training set."""
     outer = _with_bases(data, folds(data, leave_out), num_draws, seed)
@@ -177,7 +188,9 @@ def validate(
             inner_weights={}, warnings=(f"too few {kind} to leave one out: nothing here is validated",),
         )  # fmt: skip
     # A law is scored only where every outer training set can carry it, so that all scores are over the same pairs.
-    usable = {name: law for name, law in laws.items() if all(int(fold.train.sum()) >= law.min_pairs for fold, _ in outer)}
+    usable = {
+        name: law for name, law in laws.items() if all(int(fold.train.sum()) >= law.min_pairs for fold, _ in outer)
+    }
     pieces: dict[str, list[HeldOut]] = {name: [] for name in [*usable, "averaged"]}
     by_left_out: dict[str, dict[str, Scores]] = {name: {} for name in usable}
     averaged_by: dict[str, Scores] = {}
@@ -189,7 +202,9 @@ def validate(
         test = data.where(fold.test, fold.scratch)
         drawn = {}
         for name, law in usable.items():
-            fit = fit_growth_law(law, train.points, train.delta_nats, basis, clusters=train.clusters, seed=seed)
+            fit = fit_growth_law(
+                law, train.points, train.delta_nats, basis, clusters=train.clusters, controls=train.controls, seed=seed
+            )
             error = weights.errors_nats.get(name, _UNKNOWN_ERROR_NATS)
             point, draws = predict(fit, basis, test.points, error, seed)
             drawn[name] = (point, draws)
@@ -210,7 +225,9 @@ def validate(
         held_out=held_out,
         tested=tested,
         inner_weights=inner_weights,
-        warnings=tuple(f"law '{name}' is not scored: it needs {laws[name].min_pairs} pairs in every training fold" for name in left),
+        warnings=tuple(
+            f"law '{name}' is not scored: it needs {laws[name].min_pairs} pairs in every training fold" for name in left
+        ),
     )
 
 

@@ -15,7 +15,7 @@ from app.settings import Settings
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     settings = Settings(data_dir=tmp_path_factory.mktemp("data"), num_slots=1)
-    with TestClient(create_app(settings)) as opened:
+    with TestClient(create_app(settings), base_url="http://127.0.0.1") as opened:
         yield opened
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -258,3 +262,137 @@ def test_a_client_without_a_service_says_so() -> None:
         port = free.getsockname()[1]
     with pytest.raises(NoService, match="growthlaw serve"), Growthlaw(f"http://127.0.0.1:{port}") as client:
         client.health()
+
+
+def test_a_damaged_run_directory_fails_its_job_and_no_other(service: Any, grow_body: GrowBody, until: Any) -> None:
+    client = service.start()
+    lost = arms_of(client.grow(grow_body(name="lost", controls=[], token_budget=2_000_000)))["grown"]
+    until(lambda: client.points(lost["run_id"]), "the first point")
+    run_dir = service.data_dir / "runs" / lost["run_id"]
+    with open(run_dir / "metrics.jsonl", "a") as file:
+        line = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[0]) | {"seq": 9_999_999}
+        file.write(json.dumps(line | {"value": float("nan")}) + "\n" + "[" * 5_000 + "\n")
+    shutil.rmtree(run_dir)
+    assert client.job(lost["id"])["state"] == "running"
+    for process in service.engine_processes():
+        process.kill()
+    until(lambda: client.job(lost["id"])["state"] == "failed", "the lost job has failed")
+    run = client.run(lost["run_id"])
+    assert run["status"] == "stopped"
+    # What a stopped run has seen is counted, not what was planned for it.
+    last = client.points(lost["run_id"])[-1]
+    assert run["grown_tokens"] == (last["tokens"] if last["phase"] == "grown" else 0)
+    assert run["compute_flops"] == last["compute_flops"] < 1e12
+    other = arms_of(client.grow(grow_body(name="other", controls=[])))["grown"]
+    assert list(client.events(other["id"]))[-1].data["state"] == "succeeded"
+
+
+def test_a_key_belongs_to_one_body(service: Any, grow_body: GrowBody) -> None:
+    client = service.start()
+    first = client.grow(grow_body(controls=[]), idempotency_key="Key")
+    with pytest.raises(Refused, match="another body") as caught:
+        client.grow(grow_body(controls=[], name="else"), idempotency_key="Key")
+    assert caught.value.status == 409
+    second = client.grow(grow_body(controls=[]), idempotency_key="key")
+    assert second["group_id"] != first["group_id"]
+    for growth in (first, second):
+        client.cancel(growth["arms"][0]["job"]["id"])
+
+
+def test_designs_that_the_engine_would_refuse_are_refused_at_once(
+    service_client: Growthlaw, grow_body: GrowBody
+) -> None:
+    body = grow_body()
+    for change, pointer in (
+        ({"num_validation_windows": 100_000}, "/num_validation_windows"),
+        ({"target_model": body["target_model"] | {"context_length": 100_000}}, "/token_budget"),
+        ({"training": body["training"] | {"warmup_tokens": 50_000}}, "/warmup_tokens"),
+        ({"growth_factor": 1.0000001}, "/growth_factor"),
+        ({"evaluation_every_tokens": 10**30}, "/evaluation_every_tokens"),
+    ):
+        with pytest.raises(Refused) as caught:
+            service_client.grow(grow_body(**change))
+        assert caught.value.status == 422, change
+        assert caught.value.problem["errors"][0]["pointer"] == pointer, caught.value.problem
+    # No cohort was made by any of them.
+    with pytest.raises(Refused, match="no cohort"):
+        service_client.recommend(cohort="tiny", target_params=1e6, token_budget=1e7)
+
+
+def test_cancel_wins_over_pause(service: Any, grow_body: GrowBody, until: Any) -> None:
+    client = service.start()
+    job = arms_of(client.grow(grow_body(controls=[], token_budget=2_000_000)))["grown"]
+    until(lambda: client.points(job["run_id"]), "the first point")
+    (engine,) = service.engine_processes()
+    engine.suspend()  # so that both wishes arrive before it can act on the first
+    client.cancel(job["id"])
+    with pytest.raises(Refused, match="being cancelled"):
+        client.pause(job["id"])
+    engine.resume()
+    assert list(client.events(job["id"]))[-1].data["state"] == "cancelled"
+
+
+def test_a_failed_job_goes_on_once_its_cause_is_mended(
+    service: Any, grow_body: GrowBody, until: Any, tiny_corpus: Path
+) -> None:
+    client = service.start()
+    job = arms_of(client.grow(grow_body(controls=[], token_budget=200_000)))["grown"]
+    until(lambda: [p for p in client.points(job["run_id"]) if p["phase"] == "grown"], "the grown phase")
+    (engine,) = service.engine_processes()
+    # The data goes away under the run, and the run is killed: what starts again finds none.
+    data = tiny_corpus / "train-00000.bin"
+    data.rename(data.with_suffix(".away"))
+    try:
+        engine.kill()
+        until(lambda: client.job(job["id"])["state"] == "failed", "it has failed")
+    finally:
+        data.with_suffix(".away").rename(data)
+    assert "train-00000.bin" in client.job(job["id"])["reason"]
+    client.resume(job["id"])
+    until(lambda: client.job(job["id"])["state"] in ("succeeded", "failed"), "it has ended")
+    assert client.job(job["id"])["state"] == "succeeded"
+    assert client.run(job["run_id"])["status"] == "finished"
+    points = client.points(job["run_id"])
+    assert [point["seq"] for point in points] == list(range(1, len(points) + 1))
+
+
+def test_a_locked_database_is_said_and_survived(service: Any, grow_body: GrowBody, until: Any) -> None:
+    client = service.start()
+    job = arms_of(client.grow(grow_body(controls=[])))["grown"]
+    with contextlib.closing(sqlite3.connect(service.data_dir / "growthlaw.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Refused, match="try again") as caught:
+            client.pause(job["id"])
+        assert caught.value.status == 503
+        other.execute("ROLLBACK")
+    assert list(client.events(job["id"]))[-1].data["state"] == "succeeded"
+    points = client.points(job["run_id"])
+    assert [point["seq"] for point in points] == list(range(1, len(points) + 1))
+
+
+def test_a_damaged_database_is_said(tmp_path: Path) -> None:
+    (tmp_path / "growthlaw.sqlite3").write_bytes(b"this is no database" * 100)
+    refused = run_serve("--port", "0", "--data-dir", str(tmp_path))
+    assert refused.returncode == 1
+    assert "growthlaw.sqlite3 cannot be used" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_odd_requests_are_refused_in_words(service_client: Growthlaw) -> None:
+    for call in (
+        lambda: service_client.job("../../healthz"),
+        lambda: service_client.runs(limit=10**30),
+        lambda: service_client._call("GET", "/runs/run_x/points", query={"after": 10**30}),
+        lambda: list(service_client.events("job_x", last_event_id="1-1")),
+    ):
+        with pytest.raises(Refused) as caught:
+            call()
+        assert caught.value.status in (404, 422)
+    with pytest.raises(ValueError, match="empty"):
+        service_client.job("")
+    answer = httpx.post(
+        service_client.url + "/recommend", content=b'{"target', headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 422
+    assert "not JSON" in answer.json()["detail"]
+    assert "POST" in httpx.delete(service_client.url + "/recommend").headers["allow"]

@@ -117,9 +117,11 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path: Path, documents_file: Path
     [
         ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', ["line 2", "'text'", "text_column"]),
         ("a.jsonl", b'{"text": "x"}\n{oops\n', ["line 2", "not JSON"]),
-        ("a.txt", b"fine\n\xff\xfe broken", ["not UTF-8", "byte 5"]),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', ["line 1", "surrogate"]),
+        ("a.jsonl", b"[" * 100_000 + b"\n", ["line 1", "not JSON"]),
+        ("a.txt", b"fine\n\xff\xfe broken", ["not UTF-8"]),
         ("a.jsonl.xz", b"not xz at all", ["damaged"]),
-        ("a.parquet", b"not parquet", ["not a Parquet file"]),
+        ("a.parquet", b"not parquet", ["damaged"]),
         ("a.docx", b"", ["none of .txt"]),
         ("a.txt", b"", ["0 documents"]),
         ("a.txt", b"one document only", ["1 documents", "validation_fraction"]),
@@ -141,6 +143,8 @@ def test_missing_and_existing_are_refused(tmp_path: Path, documents_file: Path) 
     (tmp_path / "c").mkdir()
     with pytest.raises(CorpusError, match="exists already"):
         prepare_corpus(spec_of(tmp_path / "c", documents_file))
+    with pytest.raises(ValueError, match="names match"):
+        spec_of(tmp_path / "a\n", documents_file)
     with pytest.raises(ValueError, match="vocab_size is 12"):
         spec_of(tmp_path / "d", documents_file, vocab_size=12)
 

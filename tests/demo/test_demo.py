@@ -84,7 +84,9 @@ def test_the_base_phase_does_not_count_as_speedup() -> None:
     curves = {
         "scratch": curve_of("scratch", points(("single", 50, 4.0), ("single", 100, 3.5))),
         # The base is already better than scratch will ever be, but it is not the target.
-        "grown": curve_of("grown", points(("base", 20, 3.0), ("grown", 20, 3.9), ("grown", 60, 3.6), ("grown", 100, 3.4))),
+        "grown": curve_of(
+            "grown", points(("base", 20, 3.0), ("grown", 20, 3.9), ("grown", 60, 3.6), ("grown", 100, 3.4))
+        ),
     }
     assert speedup_of(curves) == pytest.approx(0.0)
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.contract import Spec
-from app.engine.errors import BadSpecError
+from app.contract import Spec, SpecError
 from app.engine.plan import plan_phases
 from app.records import from_dict
 from fitting.flops import Shape, flops_per_token
@@ -41,8 +40,8 @@ def test_without_growth_there_is_one_phase(spec_values: MakeValues) -> None:
 
 
 def test_a_warmup_that_reaches_into_the_decay_is_refused(spec_values: MakeValues) -> None:
-    with pytest.raises(BadSpecError, match=r"training\.warmup_tokens is 32000.*31948 tokens; shorten"):
-        plan_phases(from_dict(Spec, spec_values(training__warmup_tokens=32_000)))
+    with pytest.raises(SpecError, match=r"training\.warmup_tokens is 32000.*31948 tokens; shorten"):
+        from_dict(Spec, spec_values(training__warmup_tokens=32_000))
 
 
 def test_a_base_may_grow_inside_its_warmup(spec_values: MakeValues) -> None:
@@ -52,5 +51,5 @@ def test_a_base_may_grow_inside_its_warmup(spec_values: MakeValues) -> None:
 
 @pytest.mark.parametrize("field", ["init_seed", "data_seed"])
 def test_a_negative_seed_is_refused(spec_values: MakeValues, field: str) -> None:
-    with pytest.raises(BadSpecError, match=rf"{field} is -1.*use a seed"):
-        plan_phases(from_dict(Spec, spec_values(**{field: -1})))
+    with pytest.raises(SpecError, match=rf"{field} is -1.*use a seed"):
+        from_dict(Spec, spec_values(**{field: -1}))

@@ -9,12 +9,22 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from fitting.cells import DEFAULT_NOISE_DEGREES_OF_FREEDOM, DEFAULT_SEED_SD_NATS
+from fitting.cells import (
+    DEFAULT_NOISE_DEGREES_OF_FREEDOM,
+    DEFAULT_SEED_SD_NATS,
+    cells,
+    noise,
+    pairs,
+    singles,
+    with_compute,
+)
 from fitting.errors import InputError
 from fitting.flops import flops_per_token
 from fitting.guideline import Guideline, diff
+from fitting.identifiability import cannot_identify
 from fitting.published import PUBLISHED_NAMES, published_guideline
 from fitting.refit import fit_guideline
+from fitting.table import read_runs
 
 
 def test_three_runs_give_a_provisional_guideline(tables: SimpleNamespace) -> None:
@@ -90,9 +100,13 @@ def test_a_full_grid_identifies_all_but_what_is_missing(tables: SimpleNamespace)
                 for share, loss in ((0.1, 3.45), (0.3, 3.4), (0.9, 3.7)):
                     d = share * compute / flops_per_token(shape.with_layers(layers // g))
                     rows.append(tables.grown_row(shape, layers // g, d, compute, loss, run_id=f"g-{name}-{g}-{share}"))
-    guideline = fit_guideline(pd.DataFrame(rows))
-    assert len(guideline.pairs) == 3 * 3 * 2 * 3
-    assert guideline.cannot_identify == ()
+    table, _ = with_compute(read_runs(pd.DataFrame(rows)))
+    designs = cells(table)
+    assert len(pairs(designs)) == 3 * 3 * 2 * 3
+    assert cannot_identify(pairs(designs), singles(designs), noise(designs)) == ()
+    without_late = [pair for pair in pairs(designs) if pair.grown_loss_nats < 3.6]
+    (missing,) = cannot_identify(without_late, singles(designs), noise(designs))
+    assert "3 needed incl. one clearly too late" in missing
 
 
 def test_seeds_of_a_cell_are_averaged_and_give_the_noise(tables: SimpleNamespace) -> None:

@@ -137,6 +137,16 @@ def test_shape_faults_are_found() -> None:
     # A data exponent that falls with size, from 0.4 at 1e8, while neither the floor nor the scale falls enough.
     at_1e8 = np.log(1e8)
     rising = farseer.params_of(
-        {"S0": 0.6, "s": 1e-5, "q": 0.0, "Q": 0.5, "r": 1e-5, "b": 0.0, "T": np.log(0.4) + 0.3 * at_1e8, "t": -0.3, "a": 0.0}
+        {
+            "S0": 0.6,
+            "s": 1e-5,
+            "q": 0.0,
+            "Q": 0.5,
+            "r": 1e-5,
+            "b": 0.0,
+            "T": np.log(0.4) + 0.3 * at_1e8,
+            "t": -0.3,
+            "a": 0.0,
+        }
     )
     assert any("rises with size" in fault for fault in shape_faults(farseer, rising, (2e7, 3e10), (2e9, 3e12)))

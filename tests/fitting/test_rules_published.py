@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -132,3 +133,42 @@ def test_every_rule_is_a_published_guideline_with_a_source() -> None:
 def test_unknown_published_name_lists_the_known() -> None:
     with pytest.raises(ValueError, match="published:gstack"):
         published_guideline("gstak")
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("sunk", [False, True])
+@pytest.mark.parametrize(
+    ("params", "tokens", "num_layers"), [(7e9, 2e12, 32), (1e9, 2e10, 46), (4e5, 2e6, 8), (3e9, 5e9, None)]
+)
+def test_conformance(name: str, sunk: bool, params: float, tokens: float, num_layers: int | None) -> None:
+    """Every rule: its name is its key, it is deterministic, spends the budget and not more, and says why."""
+    rule = RULES[name]
+    asked = dataclasses.replace(plan(params, tokens, num_layers=num_layers), base_is_sunk=sunk)
+    decision = rule.decide(asked)
+    assert rule.name == name
+    assert rule.decide(asked) == decision
+    assert decision.reason.endswith(".")
+    assert decision.scored_as == ("grow" if decision.decision == "grow" else "scratch")
+    if decision.decision == "scratch":
+        assert decision.growth_factor is None
+        return
+    base, d = decision.base, decision.growth_timing_tokens
+    assert base in asked.bases
+    assert d is not None
+    assert d > 0
+    grown = asked.grown_tokens(base, d)
+    assert (grown > 0) == (decision.decision == "grow")
+    paid = 0.0 if sunk else d * base.flops_per_token
+    assert grown * asked.target.flops_per_token + paid == pytest.approx(asked.compute_flops)
+    if decision.decision == "infeasible":
+        assert "too much" in decision.reason
+        assert decision.needed_token_budget is not None
+        enough = dataclasses.replace(asked, token_budget=1.01 * decision.needed_token_budget)
+        assert rule.decide(enough).decision == "grow"
+
+
+def test_an_existing_base_cannot_be_grown_before_it_stands() -> None:
+    asked = dataclasses.replace(plan(7e9, 2e12), existing_base_tokens=1e12)
+    decision = RULES["gstack"].decide(asked)
+    assert decision.growth_timing_tokens == 1e12
+    assert "already has 1T tokens" in decision.reason

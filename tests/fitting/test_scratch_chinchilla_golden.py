@@ -1,4 +1,4 @@
-"""The fit against published and recomputed numbers on Epoch AI's 240 Chinchilla rows (Besiroglu et al. 2024, arXiv 2404.10102)."""
+"""The fit against published and recomputed numbers on the 240 Chinchilla rows of Epoch AI (arXiv 2404.10102)."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def test_bootstrap_draws_are_optima_of_their_resamples(rows: ScratchRows, huber_
         draw = huber_fit.draws.params[k]
         start = np.array([*np.log(draw[:3]), *draw[3:]])
         here = objective(start, weights[k])
-        better = minimize(objective, start, args=(weights[k],), method="Nelder-Mead", options={"maxiter": 4000, "xatol": 1e-9})
+        better = minimize(
+            objective, start, args=(weights[k],), method="Nelder-Mead", options={"maxiter": 4000, "xatol": 1e-9}
+        )
         assert here <= better.fun * (1 + 2e-5)
 
 

@@ -41,7 +41,9 @@ def test_nothing_explodes_out_of_sample(name: str) -> None:
     fit = fit_scratch_law(train, "auto")
     assert isinstance(fit, AveragedScratchFit)
     averaged = percent_error(fit.predict(test.num_params, test.tokens), test.loss_nats)
-    single = {law: percent_error(f.predict(test.num_params, test.tokens), test.loss_nats) for law, f in fit.fits.items()}
+    single = {
+        law: percent_error(f.predict(test.num_params, test.tokens), test.loss_nats) for law, f in fit.fits.items()
+    }
     detail = ", ".join(f"{law} {error:.2f}% (weight {fit.weights[law]:.2f})" for law, error in single.items())
     print(f"\n{name}: {len(train)} runs fitted, {len(test)} held out; averaged {averaged:.2f}%; {detail}")
     assert sum(fit.weights.values()) == pytest.approx(1.0)

@@ -21,7 +21,9 @@ def good_table(num_sizes: int = 5, num_tokens: int = 5) -> pd.DataFrame:
         a.ravel() for a in np.meshgrid(np.geomspace(1e8, 1e10, num_sizes), np.geomspace(2e9, 1e12, num_tokens))
     )
     noise = np.random.default_rng(0).normal(0, 0.004, len(sizes))
-    return pd.DataFrame({"N": sizes, "D": tokens, "L": (1.8 + 480 * sizes**-0.35 + 2100 * tokens**-0.37) * np.exp(noise)})
+    return pd.DataFrame(
+        {"N": sizes, "D": tokens, "L": (1.8 + 480 * sizes**-0.35 + 2100 * tokens**-0.37) * np.exp(noise)}
+    )
 
 
 def run(table: pd.DataFrame | str, tmp_path: Path, *more: str, columns: list[str] | None = None) -> Result:
@@ -70,7 +72,9 @@ def test_bits_per_byte_among_nats_are_pointed_at(tmp_path: Path) -> None:
     table.loc[4, "L"] *= 0.27 / np.log(2)
     result = run(table, tmp_path, "--law", "chinchilla", "--json")
     assert result.exit_code == 0
-    assert any("bits per byte" in warning and "1 row(s)" in warning for warning in json.loads(result.output)["warnings"])
+    assert any(
+        "bits per byte" in warning and "1 row(s)" in warning for warning in json.loads(result.output)["warnings"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,7 +107,19 @@ def test_usage_errors(tmp_path: Path) -> None:
 
 def test_json_of_the_golden_fit() -> None:
     arguments = ["scratch", str(CHINCHILLA), "--params", "model_size", "--loss", "loss", "--flops", "training_flop"]
-    options = ["--law", "chinchilla", "--knee", "1e-3", "--drop-highest", "5", "--bootstrap", "300", "--seed", "42", "--json"]
+    options = [
+        "--law",
+        "chinchilla",
+        "--knee",
+        "1e-3",
+        "--drop-highest",
+        "5",
+        "--bootstrap",
+        "300",
+        "--seed",
+        "42",
+        "--json",
+    ]
     result = CliRunner().invoke(fit, arguments + options)
     assert result.exit_code == 0, result.output
     report = json.loads(result.output)
