@@ -58,7 +58,7 @@ class Group:
             equivalent_tokens=np.minimum(reached, cap),
             scratch_loss=base_loss,
         )
-        return self.growth.grown_loss_and_gradient(self.growth_draws, prepared)[0]
+        return self.growth.grown_loss(self.growth_draws, prepared)
 
     def _bent_at(self, params: float) -> ScratchCurve:
         offsets = tuple(offset for offset in self.curve.offsets if abs(params / offset.params - 1) < _SAME_SIZE)

@@ -122,6 +122,10 @@ class GrowthLaw(abc.ABC):
     def grown_loss_and_gradient(self, params: ArrayLike, prepared: Prepared) -> tuple[Array, Array]:
         """L_grown (..., R) in nats and its exact gradient by the growth parameters (..., R, P)."""
 
+    def grown_loss(self, params: ArrayLike, prepared: Prepared) -> Array:
+        """L_grown (..., R) in nats; a law may have a quicker way than to drop the gradient."""
+        return self.grown_loss_and_gradient(params, prepared)[0]
+
     def delta_and_gradient(self, params: ArrayLike, prepared: Prepared) -> tuple[Array, Array]:
         """delta (..., R) in nats and its gradient (..., R, P)."""
         loss, gradient = self.grown_loss_and_gradient(params, prepared)

@@ -21,6 +21,7 @@ token per parameter has nothing that stays to pass on.
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,6 +32,20 @@ from fitting.laws.base import Array, split
 _TOKENS_PER_BASE_PARAM = 1.0
 _BOUNDS = {"ln_kappa": (-3.0, 5.0), "c": (-0.3, 0.5), "c_slope": (-0.15, 0.15), "ln_p": (-3.0, 4.0)}
 _GUESSES = {"ln_kappa": (-0.5, 0.5, 1.5), "c": (0.0, 0.05), "c_slope": (-0.01, 0.01), "ln_p": (0.0, 1.5)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Terms:
+    """The module's symbols at given parameters and points, each broadcasting to (..., R); ``ratio`` is (d / n) / p,
+    ``taught`` 1 - exp(-ratio), ``depth`` ln((D2 + d_eq) / 20 N)."""
+
+    u: Array
+    kappa: Array
+    progress: Array
+    ratio: Array
+    taught: Array
+    depth: Array
+    advantage: Array
 
 
 class EquivalentProgress(GrowthLaw):
@@ -51,29 +66,41 @@ class EquivalentProgress(GrowthLaw):
     def starts(self) -> Array:
         return np.array(list(itertools.product(*(_GUESSES[name] for name in self.parameter_names))), dtype=np.float64)
 
-    def grown_loss_and_gradient(self, params: ArrayLike, prepared: Prepared) -> tuple[Array, Array]:
+    def _terms(self, params: ArrayLike, prepared: Prepared) -> _Terms:
         values = dict(zip(self.parameter_names, split(params), strict=True))
+        zero = np.zeros(1)
         points, head_start = prepared.points, prepared.equivalent_tokens
         u = engagement(prepared)
-        kappa = np.exp(values.get("ln_kappa", np.zeros(1)))
-        p = _TOKENS_PER_BASE_PARAM * np.exp(values.get("ln_p", np.zeros(1)))
+        kappa = np.exp(values.get("ln_kappa", zero))
         # The sum is d_eq u when kappa = 0, never zero; tiny D2 with d = 0 would otherwise take the logarithm of zero.
-        progress = points.grown_tokens + head_start * (1 + (kappa - 1) * u)
-        progress = np.maximum(progress, 1e-3)
-        loss, slope = prepared.scratch.loss_and_slope(points.target_params, progress)
-        ratio = points.timing_tokens / points.base_params / p
-        taught = -np.expm1(-ratio)
-        depth = np.log(np.maximum(points.grown_tokens + head_start, 1e-3) / (20 * points.target_params))
-        advantage = values.get("c", np.zeros(1)) + values.get("c_slope", np.zeros(1)) * depth
-        grown = loss - advantage * u * taught
+        progress = np.maximum(points.grown_tokens + head_start * (1 + (kappa - 1) * u), 1e-3)
+        ratio = points.timing_tokens / points.base_params / (_TOKENS_PER_BASE_PARAM * np.exp(values.get("ln_p", zero)))
+        depth = np.zeros(1)
+        advantage = values.get("c", zero)
+        if "c_slope" in values:
+            depth = np.log(np.maximum(points.grown_tokens + head_start, 1e-3) / (20 * points.target_params))
+            advantage = advantage + values["c_slope"] * depth
+        return _Terms(
+            u=u, kappa=kappa, progress=progress, ratio=ratio, taught=-np.expm1(-ratio), depth=depth, advantage=advantage
+        )
+
+    def grown_loss(self, params: ArrayLike, prepared: Prepared) -> Array:
+        terms = self._terms(params, prepared)
+        loss = prepared.scratch.loss(prepared.points.target_params, terms.progress)
+        return loss - terms.advantage * terms.u * terms.taught
+
+    def grown_loss_and_gradient(self, params: ArrayLike, prepared: Prepared) -> tuple[Array, Array]:
+        t = self._terms(params, prepared)
+        loss, slope = prepared.scratch.loss_and_slope(prepared.points.target_params, t.progress)
+        grown = loss - t.advantage * t.u * t.taught
         gradient = np.empty((*grown.shape, self.num_parameters))
         for index, name in enumerate(self.parameter_names):
             if name == "ln_kappa":
-                gradient[..., index] = slope * kappa * head_start * u / progress
+                gradient[..., index] = slope * t.kappa * prepared.equivalent_tokens * t.u / t.progress
             elif name == "c":
-                gradient[..., index] = -u * taught
+                gradient[..., index] = -t.u * t.taught
             elif name == "c_slope":
-                gradient[..., index] = -u * taught * depth
+                gradient[..., index] = -t.u * t.taught * t.depth
             else:
-                gradient[..., index] = advantage * u * ratio * np.exp(-ratio)
+                gradient[..., index] = t.advantage * t.u * t.ratio * np.exp(-t.ratio)
         return grown, gradient

@@ -78,7 +78,20 @@ class ScratchCurve:
 
     def loss(self, num_params: ArrayLike, tokens: ArrayLike) -> Array:
         """S (..., R) in nats."""
-        return self.loss_and_slope(num_params, tokens)[0]
+        sizes = np.asarray(num_params, dtype=np.float64)
+        if sizes.size > 1 and (sizes == sizes.flat[0]).all():
+            # One size: what depends on it alone is computed once, not for every row.
+            sizes = sizes.reshape(-1)[:1]
+        counts = np.asarray(tokens, dtype=np.float64)
+        loss = self.law.loss(self.params, sizes, counts)
+        for offset in self.offsets:
+            rows = np.flatnonzero(np.broadcast_to(np.abs(sizes / offset.params - 1) < _SAME_SIZE, loss.shape[-1:]))
+            if rows.size:
+                # A view where the offset holds for every row, which is the common case.
+                which = slice(None) if rows.size == loss.shape[-1] else rows
+                shift = offset.at(np.broadcast_to(counts, loss.shape)[..., which])[0]
+                loss[..., which] *= np.exp(shift)
+        return loss
 
     def loss_and_slope(self, num_params: ArrayLike, tokens: ArrayLike) -> tuple[Array, Array]:
         """(S, dS/dlnD), each (..., R)."""

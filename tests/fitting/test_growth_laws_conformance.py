@@ -59,6 +59,14 @@ def test_gradient_against_central_differences(law: GrowthLaw, curve: str) -> Non
     params = example(law)
     delta, gradient = law.delta_and_gradient(params, prepared)
     assert delta.shape == (30,)
+    # The quick way to the loss alone, also where all rows are of one size.
+    one_size = Prepared.of(
+        prepared.points.where(prepared.points.target_params == prepared.points.target_params[0]), prepared.scratch
+    )
+    for asked in (prepared, one_size):
+        np.testing.assert_allclose(
+            law.grown_loss(params, asked), law.grown_loss_and_gradient(params, asked)[0], rtol=1e-13
+        )
     assert gradient.shape == (30, law.num_parameters)
     for index in range(law.num_parameters):
         step = np.zeros(law.num_parameters)
