@@ -29,11 +29,15 @@ from scipy.optimize import minimize
 
 from fitting.growth_data import growth_data, read_growth_table
 from fitting.growth_fit import ALL_LAWS, fit_growth_law, fit_scratch_basis
+from fitting.guideline import Guideline
+from fitting.recommendation import Request, recommend
+from fitting.refit import fit_guideline
 from fitting.scratch import ScratchFit, fit_scratch_law
 from fitting.scratch_rows import ScratchRows, read_table, scratch_rows
 
 TABLE = Path(__file__).parents[1] / "data" / "chinchilla" / "svg_points.csv"
 GOLDEN_OBJECTIVE = 1.0182740e-3
+GOAL_RECOMMEND_MILLISECONDS = 2.0
 GOAL_FIT_SECONDS, GOAL_BOOTSTRAP_SECONDS, GOAL_GROWTH_SECONDS = 0.3, 4.0, 20.0
 
 # Its README's grid on our rows and, for a fair objective, its log-Huber loss with our knee (its default is one-sided). It
@@ -91,8 +95,8 @@ def ours(rows: ScratchRows) -> dict[str, Any]:
     }
 
 
-def growth(num_draws: int) -> dict[str, Any]:
-    """Scratch curve and all growth laws, with draws, on a synthetic table of about 300 runs."""
+def growth_table() -> pd.DataFrame:
+    """A synthetic table of about 300 runs."""
     rng = np.random.default_rng(0)
     rows = []
     for size in np.geomspace(1e8, 6e9, 7):
@@ -111,6 +115,11 @@ def growth(num_draws: int) -> dict[str, Any]:
     columns = ["target_params", "base_params", "growth_factor", "growth_timing_tokens", "grown_tokens", "final_loss"]
     table = pd.DataFrame(rows, columns=columns).assign(cohort="bench")
     table["final_loss"] += rng.normal(0, 0.005, len(table))
+    return table
+
+
+def growth(table: pd.DataFrame, num_draws: int) -> dict[str, Any]:
+    """Scratch curve and all growth laws, with draws."""
     data = growth_data(read_growth_table(table)[0])
     began = time.perf_counter()
     basis = fit_scratch_basis(data.scratch, num_draws, 0)
@@ -121,6 +130,30 @@ def growth(num_draws: int) -> dict[str, Any]:
         "num_draws": num_draws,
         "num_laws": len(ALL_LAWS),
         "seconds": time.perf_counter() - began,
+    }
+
+
+def recommending(table: pd.DataFrame, num_questions: int = 200) -> dict[str, Any]:
+    """A guideline of the table, written, read, and asked about sizes and budgets inside it."""
+    began = time.perf_counter()
+    text = fit_guideline(table.assign(run_id=[f"run-{i}" for i in range(len(table))])).to_json()
+    refit_seconds = time.perf_counter() - began
+    began = time.perf_counter()
+    guideline = Guideline.from_json(text)
+    load_seconds = time.perf_counter() - began
+    rng = np.random.default_rng(1)
+    seconds = []
+    for _ in range(num_questions):
+        size = float(np.exp(rng.uniform(np.log(1e8), np.log(6e9))))
+        request = Request(target_params=size, token_budget=size * float(rng.uniform(15, 250)))
+        began = time.perf_counter()
+        recommend(request, guideline)
+        seconds.append(time.perf_counter() - began)
+    return {
+        "refit_seconds": refit_seconds,
+        "load_milliseconds": 1e3 * load_seconds,
+        "median_milliseconds": 1e3 * float(np.median(seconds)),
+        "p95_milliseconds": 1e3 * float(np.quantile(seconds, 0.95)),
     }
 
 
@@ -179,10 +212,12 @@ def main() -> None:
     arguments.add_argument("--json", action="store_true")
     options = arguments.parse_args()
     rows = scratch_rows(read_table(TABLE), params="model_size", loss="loss", flops="training_flop", drop_highest=5)
+    table = growth_table()
     report: dict[str, Any] = {
         "num_rows": len(rows),
         "ours": ours(rows),
-        "growth": growth(1000),
+        "growth": growth(table, 1000),
+        "recommend": recommending(table),
         "scipy": scipy_grid(rows, options.scipy_starts),
     }
     if options.peer_python:
@@ -210,6 +245,12 @@ def main() -> None:
     print(
         f"growth fit  {grown['num_runs']} runs, {grown['num_laws']} laws, {grown['num_draws']} draws: {grown['seconds']:.1f} s "
         f"(goal {GOAL_GROWTH_SECONDS:.0f})"
+    )
+    asked = report["recommend"]
+    print(
+        f"recommend   median {asked['median_milliseconds']:.1f} ms (goal {GOAL_RECOMMEND_MILLISECONDS:.0f}), p95 "
+        f"{asked['p95_milliseconds']:.1f} ms; guideline loaded in {asked['load_milliseconds']:.0f} ms, refitted in "
+        f"{asked['refit_seconds']:.0f} s with its validation"
     )
     found = report.get("chinchilla_0.2.0")
     if found and "error" in found:
