@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from fitting.errors import InputError
+from fitting.recommendation.request import NOT_YET
 
 log = structlog.get_logger()
 
@@ -85,6 +86,8 @@ def _validation_errors(error: RequestValidationError) -> list[FieldError]:
             )
         elif entry["type"] == "extra_forbidden":
             detail = "this field is not known; remove it or mend its name (the fields are in /openapi.json)"
+            if name in NOT_YET:
+                detail = f"{name} asks for {NOT_YET[str(name)]}, which no guideline can honour yet; leave it out"
             found.append(FieldError(pointer=_pointer(entry["loc"]), detail=detail))
         elif entry["type"] == "missing":
             found.append(FieldError(pointer=_pointer(entry["loc"]), detail=f"{name} is required; give it"))

@@ -52,7 +52,22 @@ class RecommendBody(BaseModel):
         extra="forbid", json_schema_extra={"examples": [{"target_params": 7e9, "token_budget": 2e12}]}
     )
 
-    token_budget: float = Field(gt=0, allow_inf_nan=False, description="tokens a from-scratch run would get")
+    token_budget: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="tokens a from-scratch run would get"
+    )
+    compute_flops: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="the budget in FLOPs")
+    gpu_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="the budget in GPU-hours")
+    peak_flops_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="of one GPU")
+    utilisation: float | None = Field(default=None, gt=0, le=1, description="share of the peak, training the target")
+    base_utilisation: float | None = Field(
+        default=None, gt=0, le=1, description="training the base; utilisation's else"
+    )
+    existing_base_tokens: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="tokens that a base which is there already has seen"
+    )
+    objective: Literal["lowest_loss", "fewest_flops"] = Field(
+        default="lowest_loss", description="of the budget, or to the loss that scratch reaches with it"
+    )
     target_params: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="non-embedding parameters")
     target_shape: ShapeBody | None = None
     num_target_layers: int | None = Field(default=None, ge=1, le=10_000)
@@ -64,15 +79,10 @@ class RecommendBody(BaseModel):
     cohort: str | None = Field(default=None, max_length=64)
 
     def to_request(self) -> Request:
-        return Request(
-            token_budget=self.token_budget,
-            target_params=self.target_params,
-            target_shape=self.target_shape.to_shape() if self.target_shape else None,
-            num_target_layers=self.num_target_layers,
-            growth_factors=tuple(self.growth_factors) if self.growth_factors else None,
-            base_compute=self.base_compute,
-            cohort=self.cohort,
-        )
+        fields = self.model_dump(exclude={"guideline", "target_shape", "growth_factors"})
+        fields["target_shape"] = self.target_shape.to_shape() if self.target_shape else None
+        fields["growth_factors"] = tuple(self.growth_factors) if self.growth_factors else None
+        return Request.from_fields(fields)
 
 
 def find_guideline(service: Service, name: str, cohort: str | None) -> Guideline:

@@ -12,7 +12,19 @@ from app.commands.output import emit_json, json_option, number_option, print_tab
 
 @click.command()
 @number_option("--target-params", required=True, help="Non-embedding parameters of the target, e.g. 7e9.")
-@number_option("--token-budget", required=True, help="Tokens a from-scratch run would get, e.g. 2e12.")
+@number_option(
+    "--token-budget", help="Tokens a from-scratch run would get, e.g. 2e12; or give --compute-flops or --gpu-hours."
+)
+@number_option("--compute-flops", help="The budget in FLOPs.")
+@number_option("--gpu-hours", help="The budget in GPU-hours; needs --peak-flops-per-second and --utilisation.")
+@number_option("--peak-flops-per-second", help="Of one GPU, e.g. 989e12.")
+@number_option("--utilisation", help="Share of the peak that training the target reaches, e.g. 0.4.")
+@number_option("--base-utilisation", help="The same for the base; --utilisation where left out.")
+@number_option("--existing-base-tokens", help="Tokens that a base which is there already has seen.")
+@click.option(
+    "--objective", type=click.Choice(["lowest_loss", "fewest_flops"]), default="lowest_loss", show_default=True,
+    help="Lowest loss of the budget, or fewest FLOPs to the loss that scratch reaches with it.",
+)  # fmt: skip
 @click.option(
     "--guideline", default="active", show_default=True, help="active | published:NAME | version id | FILE.json"
 )
@@ -55,7 +67,7 @@ def _answer_locally(guideline: str, question: dict[str, Any]) -> dict[str, Any]:
         loaded = Guideline.from_json(text)
     if "growth_factors" in question:
         question["growth_factors"] = tuple(question["growth_factors"])
-    return answer_from(Request(**question), loaded).to_dict()
+    return answer_from(Request.from_fields(question), loaded).to_dict()
 
 
 def print_answer(answer: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ u, u_base utilisation training the target, the base                   -
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -42,6 +42,8 @@ NOT_YET = {
     "width_factor": "growth in width",
 }
 
+_BUDGETS = ("token_budget", "compute_flops", "gpu_hours")
+_HARDWARE = ("peak_flops_per_second", "utilisation", "base_utilisation")
 # No model is smaller or larger, no run shorter or longer; beyond these a number is a slip of units.
 _PARAMS_LIMITS = (1e3, 1e15)
 _TOKENS_LIMITS = (1e3, 1e18)
@@ -148,6 +150,38 @@ class Request:
         if not _is_number(gpu_hours) or gpu_hours <= 0:
             raise InputError("gpu_hours", f"is {gpu_hours!r}, but it must be above 0", "give a number of GPU-hours")
         return cls.from_flops(hardware.flops(gpu_hours), hardware=hardware, **fields)
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> Request:
+        """A request from plain fields, as HTTP and the command line have them.
+
+        Beside those of :class:`Request`: the budget as one of ``token_budget``, ``compute_flops``, ``gpu_hours``, and the
+        hardware as ``peak_flops_per_second``, ``utilisation`` and ``base_utilisation`` (``utilisation`` where left out).
+        A field that is None counts as left out.
+        """
+        given = {name: value for name, value in fields.items() if value is not None}
+        refuse_unknown_wishes(given)
+        budgets = [name for name in _BUDGETS if name in given]
+        if len(budgets) != 1:
+            found = f"stands beside {budgets[1]}" if budgets else "is missing"
+            raise InputError(budgets[0] if budgets else _BUDGETS[0], found, f"give exactly one of {', '.join(_BUDGETS)}")
+        if any(name in given for name in _HARDWARE):
+            for name in _HARDWARE[:2]:
+                if name not in given:
+                    raise InputError(name, "is missing", "hardware needs peak_flops_per_second and utilisation")
+            peak, utilisation = given.pop("peak_flops_per_second"), given.pop("utilisation")
+            given["hardware"] = Hardware(
+                peak_flops_per_second=peak,
+                utilisation=utilisation,
+                base_utilisation=given.pop("base_utilisation", utilisation),
+            )
+        if "gpu_hours" in given:
+            if "hardware" not in given:
+                raise InputError("peak_flops_per_second", "is missing", "GPU-hours need it, and utilisation")
+            return cls.from_gpu_hours(given.pop("gpu_hours"), **given)
+        if "compute_flops" in given:
+            return cls.from_flops(given.pop("compute_flops"), **given)
+        return cls(**given)
 
     def __post_init__(self) -> None:
         _check_count("token_budget", self.token_budget, _TOKENS_LIMITS, "tokens")

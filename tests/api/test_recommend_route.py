@@ -116,3 +116,26 @@ def test_the_contract_is_published(client: TestClient, tmp_path: Path) -> None:
     assert list(answer)[:6] == [
         "guideline", "decision", "growth_factor", "growth_timing_tokens", "growth_timing_range", "order",
     ]  # fmt: skip
+
+
+def test_budgets_come_as_tokens_flops_or_gpu_hours(client: TestClient) -> None:
+    """2e12 tokens of 7e9 parameters are 8.4e22 FLOPs, or 8.4e22 / (3600 x 1e15 x 0.4) = 58,333 GPU-hours."""
+    target = {"target_params": 7e9, "guideline": "published:gstack"}
+    gpu = {"peak_flops_per_second": 1e15, "utilisation": 0.4}
+    answers = [
+        client.post("/recommend", json=target | budget).json()
+        for budget in ({"token_budget": 2e12}, {"compute_flops": 8.4e22}, {"gpu_hours": 8.4e22 / (3600 * 0.4e15)} | gpu)
+    ]
+    for answer in answers:
+        assert answer["growth_timing_tokens"] == pytest.approx(answers[0]["growth_timing_tokens"], rel=1e-6)
+    for wrong, pointer in (
+        ({}, "/token_budget"),
+        ({"token_budget": 2e12, "compute_flops": 8e22}, "/token_budget"),
+        ({"gpu_hours": 5.0}, "/peak_flops_per_second"),
+        ({"token_budget": 2e12, "utilisation": 0.4}, "/peak_flops_per_second"),
+        ({"token_budget": 2e12, "active_params": 1e9}, "/active_params"),
+    ):
+        refused = client.post("/recommend", json=target | wrong)
+        assert refused.status_code == 422, wrong
+        assert refused.json()["errors"][0]["pointer"] == pointer
+    assert "mixture-of-experts" in refused.json()["detail"]
