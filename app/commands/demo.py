@@ -20,7 +20,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="A quarter of the budget: about two minutes instead of seven.")
+@click.option("--quick", is_flag=True, help="A quarter of the budget: two to three minutes instead of seven.")
 @click.option(
     "--data-dir", envvar="GROWTHLAW_DATA_DIR", default="growthlaw-data", show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
