@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fitting.conventions import SAME_SIZE
 from fitting.growth_laws import GROWTH_LAWS, GrowthLaw, GrowthPoints, Prepared, ScratchCurve
 from fitting.growth_laws.equivalent_progress import EquivalentProgress
 from fitting.growth_laws.scratch_curve import TargetOffset
@@ -29,7 +30,6 @@ from fitting.laws.base import Array
 
 # Offsets bend the curve by a few per cent at most, so its inverse settles in a few rounds.
 _INVERSE_ROUNDS = 4
-_SAME_SIZE = 1e-3
 _WIDEST = EquivalentProgress("equivalent_progress_widest", ("ln_kappa", "c", "c_slope", "ln_p"))
 
 
@@ -61,7 +61,7 @@ class Group:
         return self.growth.grown_loss(self.growth_draws, prepared)
 
     def _bent_at(self, params: float) -> ScratchCurve:
-        offsets = tuple(offset for offset in self.curve.offsets if abs(params / offset.params - 1) < _SAME_SIZE)
+        offsets = tuple(offset for offset in self.curve.offsets if abs(params / offset.params - 1) < SAME_SIZE)
         return ScratchCurve(law=self.curve.law, params=self.curve.params, offsets=offsets)
 
     def scratch_tokens(self, params: float, losses: Array) -> Array:

@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 
 from fitting.cells import EQUAL_COMPUTE_TOLERANCE, usable, with_compute
+from fitting.conventions import SAME_SIZE
 from fitting.growth_laws.base import GrowthPoints
 from fitting.laws.base import Array
 from fitting.scratch_rows import ScratchRows, read_table
@@ -33,7 +34,6 @@ from fitting.table import data_hash, is_grown, read_runs
 
 # Scratch runs of one target whose tokens are further apart than this do not make a curve to be read between.
 _WIDEST_GAP = 2.0
-_SAME_SIZE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,10 +176,10 @@ def _scratch_rows(single: pd.DataFrame, grown: pd.DataFrame, scratch_tokens: Arr
     target, stated = _column(grown, "target_params"), _column(grown, "control_loss")
     extra: list[int] = []
     for row in np.flatnonzero(np.isfinite(stated)):
-        same = np.abs(sizes / target[row] - 1) < _SAME_SIZE
+        same = np.abs(sizes / target[row] - 1) < SAME_SIZE
         there = same & (np.abs(tokens / scratch_tokens[row] - 1) <= EQUAL_COMPUTE_TOLERANCE)
         twice = any(
-            abs(target[row] / target[other] - 1) < _SAME_SIZE
+            abs(target[row] / target[other] - 1) < SAME_SIZE
             and abs(scratch_tokens[row] / scratch_tokens[other] - 1) < 1e-6
             for other in extra
         )
@@ -211,7 +211,7 @@ def _controls(grown: pd.DataFrame, single: pd.DataFrame, scratch_tokens: Array) 
         if name is not None and str(name) in by_id:
             control[row], how[row] = float(by_id[str(name)]), "run"
             continue
-        same = np.abs(sizes / target[row] - 1) < _SAME_SIZE
+        same = np.abs(sizes / target[row] - 1) < SAME_SIZE
         equal = same & (np.abs(compute / total[row] - 1) <= EQUAL_COMPUTE_TOLERANCE)
         # Of many runs at equal FLOPs (points of a curve) the nearest ones; of several seeds there, their mean.
         if equal.any():

@@ -22,7 +22,7 @@ from app.jobs.design import GrowthDesign, arm_spec, check_corpus, total_flops, t
 from app.jobs.queue import CohortMismatch, enqueue_arms
 from app.store import jobs as job_store
 from app.store.ids import new_id
-from fitting.flops import flops_per_token, non_embedding_params
+from fitting.flops import non_embedding_params
 
 router = APIRouter(tags=["jobs"])
 
@@ -268,7 +268,7 @@ def _answer(design: GrowthDesign, specs: dict[str, Spec], jobs: dict[str, Job], 
     ]
     return Growth(
         group_id=group_id,
-        budget_flops=design.token_budget * flops_per_token(design.target_model),
+        budget_flops=design.budget_flops,
         arms=arms,
         warnings=_warnings(list(specs.values()), manifest),
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from app.records import fsync_dir, write_json_atomically
+from app.records import write_json_atomically
 
 MANIFEST_FILE = "corpus.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -106,7 +106,6 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "splits": {name: vars(split) | {"files": list(split.files)} for name, split in manifest.splits.items()},
     }
     write_json_atomically(folder / MANIFEST_FILE, values)
-    fsync_dir(folder)
 
 
 def read_manifest(folder: Path) -> Manifest:

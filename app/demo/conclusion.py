@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# Two seeds of one cell of this scale end this far apart (standard deviation, nats); measured at hidden 64.
-SEED_SD_NATS = 0.015
+from fitting.cells import DEFAULT_SEED_SD_NATS
+
 # Arms may differ by one batch of the target each way, which a budget of hundreds of batches keeps below this.
 FLOPS_TOLERANCE = 0.005
 
@@ -35,7 +35,7 @@ def result_of(runs: Mapping[str, dict[str, Any]], speedup: float | None) -> dict
 def words(result: Mapping[str, Any]) -> list[str]:
     """What a planner should conclude, the most important sentence first."""
     scratch, grown, base = result["scratch_loss"], result["grown_loss"], result["base_only_loss"]
-    noise = 2 * math.sqrt(2) * SEED_SD_NATS
+    noise = 2 * math.sqrt(2) * DEFAULT_SEED_SD_NATS
     sentences = []
     if base < min(scratch, grown) - noise:
         sentences.append(

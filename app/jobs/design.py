@@ -16,8 +16,6 @@ from app.corpus.shards import Manifest
 from fitting.errors import InputError
 from fitting.flops import flops_per_token
 
-ROLES = ("grown", "scratch", "base_only")
-
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthDesign:

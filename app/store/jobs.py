@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session
 from app.contract import EventLine
 from app.store.tables import JobEventRow, JobRow, utc_now
 
-STATES = ("queued", "running", "paused", "succeeded", "failed", "cancelled")
 ENDED_STATES = ("succeeded", "failed", "cancelled")
 
 

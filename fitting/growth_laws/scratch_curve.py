@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fitting.conventions import SAME_SIZE
 from fitting.laws.base import Array, ScratchLaw
 
 _MAX_KNOTS = 9
@@ -30,7 +31,6 @@ _ROWS_PER_KNOT = 3
 _PRIOR_ROWS = 1.0
 # Second differences of the offset are held down by this, in rows.
 _STIFFNESS = 0.3
-_SAME_SIZE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class ScratchCurve:
         counts = np.asarray(tokens, dtype=np.float64)
         loss = self.law.loss(self.params, sizes, counts)
         for offset in self.offsets:
-            rows = np.flatnonzero(np.broadcast_to(np.abs(sizes / offset.params - 1) < _SAME_SIZE, loss.shape[-1:]))
+            rows = np.flatnonzero(np.broadcast_to(np.abs(sizes / offset.params - 1) < SAME_SIZE, loss.shape[-1:]))
             if rows.size:
                 # A view where the offset holds for every row, which is the common case.
                 which = slice(None) if rows.size == loss.shape[-1] else rows
@@ -103,7 +103,7 @@ class ScratchCurve:
         sizes = np.broadcast_to(sizes, loss.shape[-1:])
         counts = np.broadcast_to(counts, loss.shape)
         for offset in self.offsets:
-            rows = np.flatnonzero(np.abs(sizes / offset.params - 1) < _SAME_SIZE)
+            rows = np.flatnonzero(np.abs(sizes / offset.params - 1) < SAME_SIZE)
             if rows.size:
                 shift, bend = offset.at(counts[..., rows])
                 factor = np.exp(shift)
@@ -125,7 +125,7 @@ def with_offsets(law: ScratchLaw, params: Array, num_params: Array, tokens: Arra
     residuals = np.log(loss_nats) - np.log(law.loss(params, num_params, tokens))
     offsets = []
     for size in _distinct(num_params):
-        rows = np.flatnonzero(np.abs(num_params / size - 1) < _SAME_SIZE)
+        rows = np.flatnonzero(np.abs(num_params / size - 1) < SAME_SIZE)
         knots, operator = _smoother(np.log(tokens[rows]))
         offsets.append(TargetOffset(params=size, knots=knots, values=residuals[..., rows] @ operator.T))
     return ScratchCurve(law=law, params=np.asarray(params), offsets=tuple(offsets))
@@ -134,7 +134,7 @@ def with_offsets(law: ScratchLaw, params: Array, num_params: Array, tokens: Arra
 def _distinct(sizes: Array) -> Sequence[float]:
     found: list[float] = []
     for size in np.sort(sizes):
-        if not found or abs(size / found[-1] - 1) >= _SAME_SIZE:
+        if not found or abs(size / found[-1] - 1) >= SAME_SIZE:
             found.append(float(size))
     return found
 

@@ -13,8 +13,6 @@ from fitting.recommendation.support import Support
 Decision = Literal["grow", "scratch", "smaller", "infeasible"]
 Interval = tuple[float, float]
 
-# Two-sided coverage of every interval in an answer.
-INTERVAL_LEVEL = 0.80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +39,10 @@ class Flops:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """Grown against scratch at equal FLOPs; intervals at :data:`INTERVAL_LEVEL`; ``basis`` says what it rests on."""
+    """Grown against scratch at equal FLOPs; intervals at :data:`fitting.conventions.INTERVAL_LEVEL`.
+
+    ``basis`` says what it rests on.
+    """
 
     basis: str
     delta_nats: float | None = None
@@ -105,7 +106,7 @@ class Fade:
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionPoint:
-    """Where to look after growth: losses of a run whose schedule ends there, at :data:`INTERVAL_LEVEL`."""
+    """Where to look after growth: losses of a run whose schedule ends there, at :data:`fitting.conventions.INTERVAL_LEVEL`."""
 
     tokens_after_growth: float
     compute_flops: float

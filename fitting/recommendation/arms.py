@@ -20,14 +20,13 @@ import numpy as np
 from scipy.optimize import brentq
 
 from fitting.budget import Budget
+from fitting.conventions import TIE_NATS
 from fitting.guideline import Range
 from fitting.layers import BaseOption, Target, single_size_flops_per_token, single_size_params
 from fitting.recommendation.answer import Decision
 from fitting.recommendation.losses import Array, Losses
 from fitting.recommendation.optimum import Optimum, best_timings
 
-# Differences of expected losses up to this count as a tie; the simpler arm wins it.
-TIE_NATS = 0.003
 _SMALLER = 0.99
 # Layer counts that do not divide give factors such as 4.07 where 4 was meant.
 FACTOR_SLACK = 1.1

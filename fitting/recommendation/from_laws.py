@@ -9,11 +9,11 @@ import numpy as np
 from scipy.special import ndtr
 
 from fitting.budget import Budget
+from fitting.conventions import INTERVAL_LEVEL, TIE_NATS
 from fitting.guideline import Guideline, Range
 from fitting.layers import BaseOption, base_options
 from fitting.recommendation import summaries
 from fitting.recommendation.answer import (
-    INTERVAL_LEVEL,
     Accounting,
     Alternative,
     Decision,
@@ -28,7 +28,7 @@ from fitting.recommendation.answer import (
     flops_of,
     target_model,
 )
-from fitting.recommendation.arms import TIE_NATS, Arms, arms, fewest_flops
+from fitting.recommendation.arms import Arms, arms, fewest_flops
 from fitting.recommendation.losses import Losses
 from fitting.recommendation.optimum import Optimum
 from fitting.recommendation.recipe import recipe

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from fitting.budget import Budget
+from fitting.conventions import INTERVAL_LEVEL
 from fitting.layers import Target
-from fitting.recommendation.answer import INTERVAL_LEVEL, DecisionPoint, Interval, Stake, Stakes
+from fitting.recommendation.answer import DecisionPoint, Interval, Stake, Stakes
 from fitting.recommendation.losses import Array, Losses
 from fitting.recommendation.optimum import Optimum
 from fitting.recommendation.request import Hardware

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fitting.conventions import TIE_NATS
 from fitting.growth_data import GrowthData
 from fitting.rules.gstack import growth_timing_tokens
-from fitting.validation.scores import TIE_NATS, design_groups
+from fitting.validation.scores import design_groups
 
 _NULL_FACTOR_LIMIT = 3.0
 _TOKENS_PER_BASE_PARAM = 20.0

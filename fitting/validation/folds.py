@@ -19,10 +19,10 @@ from typing import Literal
 
 import numpy as np
 
+from fitting.conventions import SAME_SIZE
 from fitting.growth_data import GrowthData
 
 LeaveOut = Literal["target_params", "compute"]
-_SAME_SIZE = 1e-3
 _ORIGINS = (0.4, 0.55, 0.7, 0.85)
 _FEWEST_PAIRS = 2
 
@@ -46,7 +46,7 @@ def _by_target(data: GrowthData) -> tuple[Fold, ...]:
     sizes = data.points.target_params
     result = []
     for size in _targets(sizes):
-        test = np.abs(sizes / size - 1) < _SAME_SIZE
+        test = np.abs(sizes / size - 1) < SAME_SIZE
         if (~test).sum() >= _FEWEST_PAIRS:
             result.append(
                 Fold(name=f"{size:.4g}", train=~test, test=test, scratch=np.ones(len(data.scratch), dtype=bool))
@@ -57,7 +57,7 @@ def _by_target(data: GrowthData) -> tuple[Fold, ...]:
 def _targets(sizes: np.ndarray) -> list[float]:
     found: list[float] = []
     for size in np.sort(sizes):
-        if not found or abs(size / found[-1] - 1) >= _SAME_SIZE:
+        if not found or abs(size / found[-1] - 1) >= SAME_SIZE:
             found.append(float(size))
     return found
 

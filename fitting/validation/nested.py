@@ -23,12 +23,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fitting.conventions import INTERVAL_LEVEL, TIE_NATS
 from fitting.growth_data import GrowthData
 from fitting.growth_fit import ALL_LAWS, GrowthFit, ScratchBasis, fit_growth_law, fit_scratch_basis
 from fitting.growth_laws import GrowthLaw, GrowthPoints, Prepared
 from fitting.laws.base import Array
 from fitting.validation.folds import Fold, LeaveOut, folds
-from fitting.validation.scores import INTERVAL, TIE_NATS, HeldOut, Scores, score
+from fitting.validation.scores import HeldOut, Scores, score
 
 _KINDS: tuple[LeaveOut, ...] = ("target_params", "compute")
 _EXPLODED_NATS = 0.5
@@ -257,7 +258,7 @@ def mixture(drawn: Mapping[str, tuple[Array, Array]], weights: Mapping[str, floa
 
 
 def _held_out(point: Array, draws: Array) -> HeldOut:
-    low, high = np.quantile(draws, [0.5 * (1 - INTERVAL), 0.5 * (1 + INTERVAL)], axis=0)
+    low, high = np.quantile(draws, [0.5 * (1 - INTERVAL_LEVEL), 0.5 * (1 + INTERVAL_LEVEL)], axis=0)
     return HeldOut(delta_nats=point, low_nats=low, high_nats=high)
 
 

@@ -21,12 +21,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy.stats import beta as beta_distribution
 
+from fitting.conventions import INTERVAL_LEVEL, TIE_NATS
 from fitting.estimation.bootstrap import resample_weights
 from fitting.growth_data import GrowthData
 from fitting.laws.base import Array
 
-TIE_NATS = 0.003
-INTERVAL = 0.8
 _RESAMPLES = 400
 
 
@@ -107,7 +106,7 @@ def binomial_interval(hits: int, cases: int) -> tuple[float, float] | None:
     """Clopper-Pearson interval of a share at 80%; None without cases."""
     if cases == 0:
         return None
-    tail = 0.5 * (1 - INTERVAL)
+    tail = 0.5 * (1 - INTERVAL_LEVEL)
     low = 0.0 if hits == 0 else float(beta_distribution.ppf(tail, hits, cases - hits + 1))
     high = 1.0 if hits == cases else float(beta_distribution.ppf(1 - tail, hits + 1, cases - hits))
     return low, high
@@ -139,5 +138,5 @@ def _resampled(values: Array, clusters: np.ndarray, finish: Callable[[Array], Ar
     """80% interval of finish(mean of ``values``) over resampled clusters."""
     weights = resample_weights(clusters, _RESAMPLES, seed=0)
     means = finish((weights @ values) / weights.sum(axis=1))
-    low, high = np.quantile(means, [0.5 * (1 - INTERVAL), 0.5 * (1 + INTERVAL)])
+    low, high = np.quantile(means, [0.5 * (1 - INTERVAL_LEVEL), 0.5 * (1 + INTERVAL_LEVEL)])
     return float(low), float(high)

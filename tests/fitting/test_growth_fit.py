@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import growth_truth as truth
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,19 +19,6 @@ from fitting.growth_laws import Prepared
 from fitting.validation.nested import law_weights, validate
 from fitting.validation.scores import HeldOut, binomial_interval, score
 
-
-def load(name: str) -> Any:
-    """A helper module beside this file (the suite's import mode adds no folder to the path)."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-truth = load("growth_truth")
 KAPPA_C = ALL_LAWS["equivalent_progress_kappa_c"]
 CURVES = Path(__file__).parents[1] / "data" / "gstack_curves" / "curves.csv"
 FLOPS_PER_TOKEN = {"410M": 2.24e9, "1.1B": 8.19e9, "3B": 1.44e10}

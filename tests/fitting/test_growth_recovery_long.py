@@ -8,11 +8,7 @@ Boundary cases (a true best timing at an end of the range) stand apart: there no
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from typing import Any
-
+import growth_truth as truth
 import numpy as np
 import pytest
 from scipy.stats import binom
@@ -22,18 +18,6 @@ from fitting.growth_fit import ALL_LAWS, fit_growth_law, fit_scratch_basis
 from fitting.growth_laws import Prepared
 from fitting.validation.nested import law_weights
 
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-truth = load("growth_truth")
 NOMINAL = 0.8
 NUM_DRAWS = 100
 CASES = {

@@ -1,0 +1,10 @@
+"""What every room of `fitting` means by a tie, an interval and the same size."""
+
+from __future__ import annotations
+
+# Losses this close in nats are a tie: neither side counts as better, in scores as in decisions.
+TIE_NATS = 0.003
+# Two-sided coverage of every interval that is reported.
+INTERVAL_LEVEL = 0.80
+# Two models whose parameters differ by less than this share are one size.
+SAME_SIZE = 1e-3
