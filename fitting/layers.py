@@ -1,12 +1,7 @@
 """The base models a target can be grown from, as layer lists.
 
-A target of L layers grown from l layers repeats the base: target layer i comes from base layer i mod l. Where l does
-not divide L, the whole base is repeated k = floor(L / l) times and its last r = L - k l layers follow once more, so
-the layer below the final norm stays the one it was trained under. The connection rate
-
-    R_c = neighbour links of the base kept in the target / (L - 1)
-
-says how much of the base survives (G_stack, arXiv 2405.15319, appendix on how to stack: 12-3456*5-56 has 78.3%).
+A target of L layers grown from l layers repeats the base in one of the orders of :mod:`fitting.orders`; where l does not
+divide L it is the partial stack, named with its connection rate R_c.
 
 ========  ======================================  =========
 symbol    meaning                                 unit
@@ -19,12 +14,12 @@ R_c       connection rate                         -
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from fitting.flops import Shape, flops_per_token, non_embedding_params
+from fitting.orders import connection_rate, stacked_layers
 
 # 2, 4 and 8 span what has been tried with success (G_stack: best between 2 and 4, one-layer bases lose).
 DEFAULT_GROWTH_FACTORS = (2.0, 4.0, 8.0)
@@ -70,22 +65,8 @@ class BaseOption:
         return not self.order.startswith("list:")
 
 
-def stacked_layers(num_base_layers: int, num_target_layers: int) -> tuple[int, ...]:
-    """Source layer of every target layer: the base k times, then its last layers once more."""
-    if not 0 < num_base_layers <= num_target_layers:
-        raise ValueError(f"num_base_layers is {num_base_layers}, but it must lie in 1..{num_target_layers}")
-    copies, rest = divmod(num_target_layers, num_base_layers)
-    return tuple(range(num_base_layers)) * copies + tuple(range(num_base_layers - rest, num_base_layers))
-
-
-def connection_rate(layers: Sequence[int]) -> float:
-    """Share of the target's neighbour links that the base had."""
-    links = list(itertools.pairwise(layers))
-    return sum(after == before + 1 for before, after in links) / len(links) if links else 1.0
-
-
 def order_name(num_base_layers: int, num_target_layers: int) -> str:
-    """The ``order`` of the file contract: "stack" where l divides L, else an explicit list."""
+    """The ``order`` of the file contract: "stack" where l divides L, else the partial stack as an explicit list."""
     if num_target_layers % num_base_layers == 0:
         return "stack"
     return "list:" + ",".join(map(str, stacked_layers(num_base_layers, num_target_layers)))

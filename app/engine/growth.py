@@ -6,7 +6,7 @@
 symbol  meaning                                                                                   unit
 ======  ========================================================================================  =====
 L, L'   layers of base and target                                                                 -
-pi      source layer of a target layer: ``app.contract.source_layers``; i mod L for ``stack``     -
+pi      source layer of a target layer: ``fitting.orders.source_layers``; i mod L for ``stack``    -
 m, v    AdamW's moments; ``reset`` drops them (the paper), ``copy`` takes those of layer pi(i)    -
 ======  ========================================================================================  =====
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from app.contract import RESULT_FILE, ExitCode, Result, RunStatus, Spec, connection_rate, source_layers
+from app.contract import RESULT_FILE, ExitCode, Result, RunStatus, Spec
 from app.engine.checkpoints import CheckpointFolder, fingerprint
 from app.engine.data import Corpus
 from app.engine.errors import DivergedError
@@ -27,6 +27,7 @@ from app.engine.plan import PhasePlan
 from app.engine.trainer import RunFiles, Trainer
 from app.records import to_dict, write_json_atomically
 from fitting.flops import non_embedding_params
+from fitting.orders import connection_rate, source_layers
 
 
 def run(

@@ -23,7 +23,8 @@ from scipy.stats import t as student
 from fitting.cells import equal_compute
 from fitting.conventions import INTERVAL_LEVEL
 from fitting.guideline import Guideline, Noise, ObservedPair, ObservedSingle
-from fitting.layers import BaseOption, base_options, connection_rate, stacked_layers
+from fitting.layers import BaseOption, base_options
+from fitting.orders import connection_rate, stacked_layers
 from fitting.recommendation.answer import (
     Accounting,
     Alternative,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import sqlite3
 import subprocess
@@ -272,7 +271,8 @@ def test_a_damaged_run_directory_fails_its_job_and_no_other(service: Any, grow_b
     with open(run_dir / "metrics.jsonl", "a") as file:
         line = json.loads((run_dir / "metrics.jsonl").read_text().splitlines()[0]) | {"seq": 9_999_999}
         file.write(json.dumps(line | {"value": float("nan")}) + "\n" + "[" * 5_000 + "\n")
-    shutil.rmtree(run_dir)
+    # Renamed in one step: removing it file by file would race with the engine, which goes on writing there.
+    run_dir.rename(service.data_dir / "lost")
     assert client.job(lost["id"])["state"] == "running"
     for process in service.engine_processes():
         process.kill()

@@ -8,12 +8,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from app.contract import ModelSpec, source_layers
+from app.contract import ModelSpec
 from app.engine.evaluation import evaluate
 from app.engine.growth import grow_model, grow_optimizer_tensors
 from app.engine.models import build_model, initialize, next_token_loss
 from app.engine.optimizer import optimizer_tensors
 from fitting.flops import Shape, flops_per_token, non_embedding_params
+from fitting.orders import source_layers
 
 SHAPE = ModelSpec(
     num_layers=6, hidden_size=64, num_heads=4, num_kv_heads=2, intermediate_size=176, vocab_size=1024, context_length=48

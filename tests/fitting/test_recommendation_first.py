@@ -14,7 +14,8 @@ from scipy.stats import t as student
 
 import fitting.recommendation
 from fitting.errors import InputError
-from fitting.layers import Target, base_options, connection_rate, stacked_layers
+from fitting.layers import Target, base_options
+from fitting.orders import connection_rate, stacked_layers
 from fitting.published import PUBLISHED_NAMES, published_guideline
 from fitting.recommendation import Request, recommend
 from fitting.refit import fit_guideline

@@ -14,10 +14,7 @@ from app.contract import (
     ModelSpec,
     Result,
     Spec,
-    SpecError,
     TrainingSpec,
-    connection_rate,
-    source_layers,
 )
 from app.jobs.design import GrowthDesign, arm_spec, total_flops
 from app.jobs.outcome import outcome_of
@@ -86,22 +83,6 @@ def test_a_wrong_spec_names_the_field(change: dict[str, object], words: list[str
         from_dict(Spec, values)
     for word in words:
         assert word in str(caught.value)
-
-
-def test_orders_and_connection_rates_of_the_paper() -> None:
-    """Connection rates from arXiv 2405.15319: 3 to 6 layers 80% and 40%; 8 to 24 layers 91.3% and 30.4%."""
-    assert source_layers("stack", 3, 6) == (0, 1, 2, 0, 1, 2)
-    assert source_layers("interpose", 3, 6) == (0, 0, 1, 1, 2, 2)
-    assert source_layers("list:0,1,1", 2, 3) == (0, 1, 1)
-    assert connection_rate(source_layers("stack", 3, 6)) == pytest.approx(0.8)
-    assert connection_rate(source_layers("interpose", 3, 6)) == pytest.approx(0.4)
-    assert round(100 * connection_rate(source_layers("stack", 8, 24)), 1) == 91.3
-    assert round(100 * connection_rate(source_layers("interpose", 8, 24)), 1) == 30.4
-    for order in ("backwards", "list:0,9,1", "list:0", "list:a,b,c"):
-        with pytest.raises(SpecError, match="order"):
-            source_layers(order, 2, 3)
-    with pytest.raises(SpecError, match="num_base_layers"):
-        source_layers("stack", 4, 4)
 
 
 def line(seq: int) -> str:

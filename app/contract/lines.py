@@ -1,0 +1,73 @@
+"""What the engine writes back: points, events, the result and the exit code."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Literal
+
+from app.contract.checks import CONTRACT_VERSION, ENGINE_NUMERICS_VERSION, require_version
+
+Phase = Literal["base", "growth", "grown", "single"]
+RunStatus = Literal["finished", "diverged", "stopped", "running"]
+
+
+class ExitCode(enum.IntEnum):
+    """How a run's process ends; the values follow sysexits.h where one fits."""
+
+    DONE = 0
+    BUG = 1
+    BAD_SPEC = 64
+    BAD_DATA = 65
+    DIVERGED = 70
+    OUT_OF_MEMORY = 71
+    NO_SPACE = 73
+    PAUSED = 75
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricLine:
+    """One point of a run. ``tokens`` counts inside the phase, ``compute_flops`` over the whole run."""
+
+    seq: int
+    phase: Phase
+    tokens: int
+    compute_flops: float
+    metric: str
+    dataset: str
+    value: float
+    unit: str
+    time: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventLine:
+    """One thing that happened, for people and for the job's story."""
+
+    seq: int
+    time: str
+    event: str
+    message: str
+    phase: Phase | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run ended. ``final_loss_nats`` is the validation loss after the last step, None if it has none."""
+
+    run_id: str
+    status: RunStatus
+    final_loss_nats: float | None
+    base_tokens: int
+    final_phase_tokens: int
+    compute_flops: float
+    base_flops_per_token: float | None
+    target_flops_per_token: float
+    duration_seconds: float
+    reason: str = ""
+    engine_numerics_version: int = ENGINE_NUMERICS_VERSION
+    version: int = CONTRACT_VERSION
+
+    def __post_init__(self) -> None:
+        require_version(self.version)
