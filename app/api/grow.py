@@ -16,7 +16,8 @@ from sqlalchemy.exc import IntegrityError
 from app.api.jobs import Job
 from app.api.problems import Problem, responses
 from app.api.service import Service, ServiceDep
-from app.contract import NAME_PATTERN, EvaluationSpec, ModelSpec, Spec, SpecError, TrainingSpec
+from app.contract import NAME_PATTERN, EvaluationSpec, GrowthSpec, ModelSpec, Spec, SpecError, TrainingSpec
+from app.contract.specs import LearningRatePolicy, Operator, OptimizerStatePolicy
 from app.corpus.shards import Manifest
 from app.jobs.design import GrowthDesign, arm_spec, check_corpus, total_flops, total_tokens
 from app.jobs.queue import CohortMismatch, enqueue_arms
@@ -29,6 +30,11 @@ router = APIRouter(tags=["jobs"])
 # fp32 weights with two moments, twice (two checkpoints are kept), and two exports of the weights.
 BYTES_A_PARAMETER = 4 * 3 * 2 + 4 * 2
 BYTES_OF_LOGS = 50_000_000
+# Fields of the body that go into the spec's growth as they are.
+GROWTH_FIELDS = (
+    "growth_timing_tokens", "order", "operator", "noise", "operator_seed", "mask_tokens", "learn_steps",
+    "optimizer_state_policy", "learning_rate_policy", "rewarm_tokens",
+)  # fmt: skip
 
 
 class TargetModelBody(BaseModel):
@@ -66,7 +72,9 @@ class TrainingBody(BaseModel):
 class GrowBody(BaseModel):
     """A growth design: grow a base of `num_layers / growth_factor` layers after `growth_timing_tokens`.
 
-    `token_budget` is what the target would see from scratch; it fixes the FLOPs that each arm gets.
+    Give one of `growth_factor`, `num_base_layers` (any number below the target's: the partial stack) and `width_factor`
+    (the base is that much narrower and as deep). `token_budget` is what the target would see from scratch; it fixes the
+    FLOPs that each arm gets.
     """
 
     model_config = ConfigDict(
@@ -90,14 +98,35 @@ class GrowBody(BaseModel):
     cohort: str = Field(default="default", pattern=NAME_PATTERN)
     corpus: str = Field(pattern=NAME_PATTERN)
     target_model: TargetModelBody
-    growth_factor: float = Field(gt=1, le=1000, description="target layers / base layers; must give whole layers")
+    growth_factor: float | None = Field(
+        default=None, gt=1, le=1000, description="target layers / base layers; must give whole layers"
+    )
+    num_base_layers: int | None = Field(default=None, ge=1, le=1000, description="layers of the base")
+    width_factor: int | None = Field(default=None, ge=2, le=64, description="target width / base width")
     growth_timing_tokens: int = Field(gt=0, le=10**15, description="tokens the base sees before it is grown")
     token_budget: int = Field(gt=0, le=10**15, description="tokens a from-scratch run of the target would get")
     controls: list[Literal["scratch", "base_only"]] = Field(
         default=[], max_length=2, description="runs to compare with at equal FLOPs"
     )
-    order: str = Field(default="stack", max_length=10_000)
-    optimizer_state_policy: Literal["reset", "copy"] = "reset"
+    order: str = Field(
+        default="stack",
+        max_length=10_000,
+        description="stack, interpose, middle:A:B, solar:M, list:0,1,... or a pattern such as 12-3456*5-56",
+    )
+    operator: Operator = Field(default="direct", description="how new weights are made")
+    noise: float = Field(default=0.0, ge=0, lt=1, description="share of fresh noise mixed into every matrix")
+    operator_seed: int = Field(default=0, ge=0, lt=2**31)
+    mask_tokens: int | None = Field(
+        default=None, gt=0, le=10**15, description="tokens over which `random`'s new branches fade in"
+    )
+    learn_steps: int | None = Field(default=None, gt=0, le=10**9, description="steps for which `learn` trains its maps")
+    optimizer_state_policy: OptimizerStatePolicy = "reset"
+    learning_rate_policy: LearningRatePolicy = Field(
+        default="rewarm", description="at growth: warm up again, rewind to the peak, or keep one schedule over both phases"
+    )
+    rewarm_tokens: int | None = Field(
+        default=None, ge=0, le=10**15, description="of `rewarm`; training.warmup_tokens where left out"
+    )
     training: TrainingBody
     evaluation_every_tokens: int | None = Field(
         default=None, gt=0, le=10**15, description="a 40th of the budget where left out"
@@ -137,20 +166,43 @@ def _pointing_at(pointer: str) -> Iterator[None]:
         raise Problem.field(f"{pointer}/{error.field.rsplit('.')[-1]}", str(error)) from None
 
 
+def _num_base_layers(body: GrowBody) -> int:
+    num_layers = body.target_model.num_layers
+    ways = {field: getattr(body, field) for field in ("growth_factor", "num_base_layers", "width_factor")}
+    given = [field for field, value in ways.items() if value is not None]
+    if len(given) != 1:
+        raise Problem.field(
+            "/growth_factor" if not given else f"/{given[1]}",
+            f"exactly one of {', '.join(ways)} says what the base is, but {', '.join(given) or 'none'} was given; give one",
+        )
+    if body.width_factor is not None:
+        return num_layers
+    if body.num_base_layers is not None:
+        return body.num_base_layers
+    assert body.growth_factor is not None
+    num_base_layers = round(num_layers / body.growth_factor)
+    uneven = abs(num_base_layers * body.growth_factor - num_layers) > 1e-6
+    if uneven or not 0 < num_base_layers < num_layers:
+        factors = [num_layers // k for k in range(num_layers - 1, 0, -1) if num_layers % k == 0]
+        raise Problem.field(
+            "/growth_factor",
+            f"growth_factor is {body.growth_factor!r}, but {num_layers} layers / growth_factor must be a whole number of "
+            "base layers below the target's; "
+            + (f"use one of {factors}, or give num_base_layers" if factors else "use a target of several layers"),
+        )
+    return num_base_layers
+
+
 def _design(body: GrowBody, service: Service, manifest: Manifest) -> GrowthDesign:
     with _pointing_at("/target_model"):
         shape = body.target_model.model_dump()
         shape["num_kv_heads"] = shape["num_kv_heads"] or shape["num_heads"]
         target = ModelSpec(**shape, vocab_size=manifest.vocab_size)
-    num_base_layers = round(target.num_layers / body.growth_factor)
-    uneven = abs(num_base_layers * body.growth_factor - target.num_layers) > 1e-6
-    if uneven or not 0 < num_base_layers < target.num_layers:
-        factors = [target.num_layers // k for k in range(target.num_layers - 1, 0, -1) if target.num_layers % k == 0]
-        raise Problem.field(
-            "/growth_factor",
-            f"growth_factor is {body.growth_factor!r}, but {target.num_layers} layers / growth_factor must be a whole "
-            "number of base layers below the target's; "
-            + (f"use one of {factors}" if factors else "use a target of several layers"),
+    with _pointing_at(""):
+        growth = GrowthSpec(
+            num_base_layers=_num_base_layers(body),
+            width_factor=body.width_factor or 1,
+            **{field: getattr(body, field) for field in GROWTH_FIELDS},
         )
     with _pointing_at("/training"):
         training = TrainingSpec(**body.training.model_dump(), tokens=body.token_budget)
@@ -160,12 +212,9 @@ def _design(body: GrowBody, service: Service, manifest: Manifest) -> GrowthDesig
         corpus=body.corpus,
         corpus_dir=str((service.settings.corpora_dir / body.corpus).resolve()),
         target_model=target,
-        num_base_layers=num_base_layers,
-        growth_timing_tokens=body.growth_timing_tokens,
+        growth=growth,
         token_budget=body.token_budget,
         training=training,
-        order=body.order,
-        optimizer_state_policy=body.optimizer_state_policy,
         evaluation=EvaluationSpec(
             every_tokens=body.evaluation_every_tokens or max(1, body.token_budget // 40),
             num_windows=body.num_validation_windows,

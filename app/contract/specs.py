@@ -22,6 +22,8 @@ from fitting.orders import source_layers
 Operator = Literal["direct", "zero", "random", "learn"]
 OptimizerStatePolicy = Literal["reset", "copy", "keep_old_zero_new", "copy_v_only"]
 LearningRatePolicy = Literal["rewarm", "rewind", "keep"]
+# What a width growth multiplies; the head size stays.
+WIDTH_FIELDS = ("hidden_size", "num_heads", "num_kv_heads", "intermediate_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,24 @@ class GrowthSpec:
     @property
     def direction(self) -> Literal["depth", "width"]:
         return "width" if self.width_factor > 1 else "depth"
+
+    def base_model(self, target: ModelSpec) -> ModelSpec:
+        """Shape of the base that grows into ``target``.
+
+        Raises:
+            SpecError: ``width_factor`` does not divide one of the target's widths.
+        """
+        sizes = {field: getattr(target, field) for field in WIDTH_FIELDS}
+        for field, size in sizes.items():
+            require(
+                size % self.width_factor == 0,
+                "width_factor",
+                self.width_factor,
+                f"it must divide the target's {field} ({size})",
+                "choose another factor or target",
+            )
+        narrowed = {field: size // self.width_factor for field, size in sizes.items()}
+        return replace(target, num_layers=self.num_base_layers, **narrowed)
 
     def __post_init__(self) -> None:
         require_positive(self, "num_base_layers", "growth_timing_tokens", "width_factor")
@@ -268,17 +288,7 @@ class Spec:
     @property
     def base_model(self) -> ModelSpec | None:
         """Shape of the base; None where nothing grows."""
-        if self.growth is None:
-            return None
-        k = self.growth.width_factor
-        return replace(
-            self.model,
-            num_layers=self.growth.num_base_layers,
-            hidden_size=self.model.hidden_size // k,
-            num_heads=self.model.num_heads // k,
-            num_kv_heads=self.model.num_kv_heads // k,
-            intermediate_size=self.model.intermediate_size // k,
-        )
+        return self.growth.base_model(self.model) if self.growth is not None else None
 
     def _check_growth(self, growth: GrowthSpec) -> None:
         if growth.direction == "depth":
@@ -294,15 +304,7 @@ class Spec:
             f"a width growth keeps the target's {self.model.num_layers} layers",
             "grow in depth and in width one after the other",
         )
-        for field in ("hidden_size", "num_heads", "num_kv_heads", "intermediate_size"):
-            size = getattr(self.model, field)
-            require(
-                size % growth.width_factor == 0,
-                "growth.width_factor",
-                growth.width_factor,
-                f"it must divide the target's {field} ({size})",
-                "choose another factor or target",
-            )
+        growth.base_model(self.model)
 
     def _check_warmup(self) -> None:
         # A target that never reaches its peak rate is an untuned control, and untuned controls flatter growth.

@@ -29,12 +29,9 @@ class GrowthDesign:
     corpus: str
     corpus_dir: str
     target_model: ModelSpec
-    num_base_layers: int
-    growth_timing_tokens: int
+    growth: GrowthSpec
     token_budget: int
     training: TrainingSpec
-    order: str
-    optimizer_state_policy: str
     evaluation: EvaluationSpec
     init_seed: int
     data_seed: int
@@ -44,7 +41,7 @@ class GrowthDesign:
 
     @property
     def base_model(self) -> ModelSpec:
-        return replace(self.target_model, num_layers=self.num_base_layers)
+        return self.growth.base_model(self.target_model)
 
     @property
     def budget_flops(self) -> float:
@@ -60,7 +57,8 @@ def arm_spec(design: GrowthDesign, role: str, run_id: str) -> Spec:
     batch_tokens = design.training.batch_sequences * design.target_model.context_length
     f_target, f_base = flops_per_token(design.target_model), flops_per_token(design.base_model)
     budget_tokens = _whole_batches(design.token_budget, batch_tokens, "token_budget")
-    timing_tokens = _whole_batches(design.growth_timing_tokens, batch_tokens, "growth_timing_tokens")
+    asked_timing = design.growth.growth_timing_tokens
+    timing_tokens = _whole_batches(asked_timing, batch_tokens, "growth_timing_tokens")
     growth: GrowthSpec | None = None
     model = design.target_model
     if role == "grown":
@@ -70,16 +68,11 @@ def arm_spec(design: GrowthDesign, role: str, run_id: str) -> Spec:
             latest = (design.budget_flops - batch_tokens * f_target) / f_base
             raise InputError(
                 "growth_timing_tokens",
-                f"is {design.growth_timing_tokens:,}, but a base trained that long costs {base_flops:.3g} of the budget's "
+                f"is {asked_timing:,}, but a base trained that long costs {base_flops:.3g} of the budget's "
                 f"{design.budget_flops:.3g} FLOPs and leaves no batch for the target",
                 f"grow before {max(latest, 0):,.0f} tokens or raise token_budget",
             )
-        growth = GrowthSpec(
-            num_base_layers=design.num_base_layers,
-            growth_timing_tokens=timing_tokens,
-            order=design.order,
-            optimizer_state_policy=design.optimizer_state_policy,  # type: ignore[arg-type]
-        )
+        growth = replace(design.growth, growth_timing_tokens=timing_tokens)
     elif role == "scratch":
         tokens = float(budget_tokens)
     else:
@@ -132,8 +125,7 @@ def total_flops(spec: Spec) -> float:
     """Training FLOPs of a whole run."""
     flops = spec.training.tokens * flops_per_token(spec.model)
     if spec.growth is not None:
-        base = replace(spec.model, num_layers=spec.growth.num_base_layers)
-        flops += spec.growth.growth_timing_tokens * flops_per_token(base)
+        flops += spec.growth.growth_timing_tokens * flops_per_token(spec.growth.base_model(spec.model))
     return flops
 
 

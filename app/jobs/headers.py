@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from app.contract import Result, Spec
@@ -78,13 +77,16 @@ def run_row(spec: Spec, manifest: Manifest, control_run_id: str | None) -> RunRo
         target_flops_per_token=flops_per_token(model),
     )
     if growth is not None:
-        base = replace(model, num_layers=growth.num_base_layers)
+        base = growth.base_model(model)
         row.base_params = non_embedding_params(base)
         row.num_base_layers = growth.num_base_layers
-        row.growth_factor = model.num_layers / growth.num_base_layers
+        grows_in_depth = growth.direction == "depth"
+        row.growth_factor = (
+            model.num_layers / growth.num_base_layers if grows_in_depth else target_params / row.base_params
+        )
         row.growth_timing_tokens = growth.growth_timing_tokens
-        row.operator = growth.operator
-        row.order = growth.order
+        row.operator = growth.operator if grows_in_depth else f"width-{growth.operator}"
+        row.order = growth.order if grows_in_depth else None
         row.optimizer_state_policy = growth.optimizer_state_policy
         row.base_peak_lr = training.base_peak_lr or training.peak_lr
         row.lr_selection = "shared" if row.base_peak_lr == training.peak_lr else "untuned"
