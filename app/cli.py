@@ -17,6 +17,8 @@ VERBS = {
     "jobs": "list, watch, pause, resume and cancel jobs",
     "runs": "list stored runs and their points",
     "corpus": "prepare and list corpora",
+    "evaluate": "losses of checkpoints, and what each layer is worth",
+    "checkpoint": "grow, verify and show checkpoints",
     "fit": "fit scaling and growth laws on a table of runs",
 }
 
@@ -48,12 +50,11 @@ def main() -> None:
     from app.client import ServiceError
 
     try:
-        cli.main(standalone_mode=False)
+        # What a verb's Exit carries comes back as a value where click does not end the process itself.
+        sys.exit(cli.main(standalone_mode=False))
     except click.exceptions.Abort:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -21,9 +21,11 @@ router = APIRouter(tags=["corpora"])
 
 
 class SplitBody(BaseModel):
+    """Bytes of text and documents are null where ready-made tokens do not tell."""
+
     num_tokens: int
-    num_bytes: int
-    num_documents: int
+    num_bytes: int | None
+    num_documents: int | None
 
 
 class Corpus(BaseModel):
@@ -32,7 +34,7 @@ class Corpus(BaseModel):
     name: str
     content_hash: str
     vocab_size: int
-    bytes_per_token: float
+    bytes_per_token: float | None
     train: SplitBody
     validation: SplitBody
     origin: str

@@ -59,7 +59,12 @@ class TrainingBody(BaseModel):
     peak_lr: float = Field(gt=0, le=10, allow_inf_nan=False)
     base_peak_lr: float | None = Field(default=None, gt=0, le=10, allow_inf_nan=False)
     batch_sequences: int = Field(default=8, ge=1, le=1_000_000)
-    schedule: Literal["wsd", "cosine"] = "wsd"
+    base_batch_sequences: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="of the base phase; batch_sequences where left out"
+    )
+    schedule: Literal["wsd", "cosine", "power"] = "wsd"
+    power_amplitude: float = Field(default=4.0, gt=0, le=1e9, allow_inf_nan=False)
+    power_exponent: float = Field(default=-0.51, ge=-2, le=0)
     warmup_tokens: int = Field(default=0, ge=0, le=10**15)
     decay_fraction: float = Field(default=0.2, ge=0, le=1)
     final_lr_fraction: float = Field(default=0.1, ge=0, le=1)
@@ -122,7 +127,8 @@ class GrowBody(BaseModel):
     learn_steps: int | None = Field(default=None, gt=0, le=10**9, description="steps for which `learn` trains its maps")
     optimizer_state_policy: OptimizerStatePolicy = "reset"
     learning_rate_policy: LearningRatePolicy = Field(
-        default="rewarm", description="at growth: warm up again, rewind to the peak, or keep one schedule over both phases"
+        default="rewarm",
+        description="at growth: warm up again, rewind to the peak, or keep one schedule over both phases",
     )
     rewarm_tokens: int | None = Field(
         default=None, ge=0, le=10**15, description="of `rewarm`; training.warmup_tokens where left out"

@@ -33,8 +33,10 @@ from app.contract.checks import (
     NAME_PATTERN,
     SpecError,
 )
+from app.contract.corpora import CorpusSpec
 from app.contract.lines import EventLine, ExitCode, MetricLine, Phase, Result, RunStatus
-from app.contract.specs import CorpusSpec, EvaluationSpec, GrowthSpec, ModelSpec, Spec, TrainingSpec
+from app.contract.specs import EvaluationSpec, GrowthSpec, ModelSpec, Spec
+from app.contract.training import TrainingSpec, TrunkSpec
 from app.records import from_dict, read_json
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "Spec",
     "SpecError",
     "TrainingSpec",
+    "TrunkSpec",
     "read_corpus_spec",
     "read_result",
     "read_spec",

@@ -54,7 +54,15 @@ class EventLine:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """How a run ended. ``final_loss_nats`` is the validation loss after the last step, None if it has none."""
+    """How a run ended.
+
+    Attributes:
+        final_loss_nats: validation loss after the last step; None if it has none.
+        base_tokens, final_phase_tokens, compute_flops: of the whole run; a decay leg's include its trunk's part.
+        spike_height_nats: first validation loss after growth minus the last before; None without growth.
+        healing_tokens: tokens of the grown phase until the loss was back at its level before growth; None if never.
+        trunk_id: of a decay leg or a trunk that kept checkpoints; None for all other runs.
+    """
 
     run_id: str
     status: RunStatus
@@ -66,6 +74,9 @@ class Result:
     target_flops_per_token: float
     duration_seconds: float
     reason: str = ""
+    spike_height_nats: float | None = None
+    healing_tokens: int | None = None
+    trunk_id: str | None = None
     engine_numerics_version: int = ENGINE_NUMERICS_VERSION
     version: int = CONTRACT_VERSION
 

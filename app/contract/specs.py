@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from app.contract.checks import (
     CONTRACT_VERSION,
     MAX_SEED,
-    NAME_PATTERN,
     SpecError,
     require,
     require_positive,
     require_version,
 )
+from app.contract.training import TrainingSpec, TrunkSpec
 from fitting.errors import InputError
 from fitting.orders import source_layers
 
 Operator = Literal["direct", "zero", "random", "learn"]
 OptimizerStatePolicy = Literal["reset", "copy", "keep_old_zero_new", "copy_v_only"]
 LearningRatePolicy = Literal["rewarm", "rewind", "keep"]
+Family = Literal["llama", "mistral", "qwen2", "qwen3"]
 # What a width growth multiplies; the head size stays.
 WIDTH_FIELDS = ("hidden_size", "num_heads", "num_kv_heads", "intermediate_size")
 
@@ -37,7 +36,7 @@ class ModelSpec:
     intermediate_size: int
     vocab_size: int
     context_length: int
-    family: Literal["llama"] = "llama"
+    family: Family = "llama"
     tie_embeddings: bool = False
 
     @property
@@ -55,8 +54,13 @@ class ModelSpec:
             "vocab_size",
             "context_length",
         )
+        families = get_args(Family)
         require(
-            self.family == "llama", "family", self.family, "this engine trains 'llama' only", "set family to 'llama'"
+            self.family in families,
+            "family",
+            self.family,
+            f"this engine trains {', '.join(families)}",
+            "use one of them",
         )
         require(
             self.hidden_size % (2 * self.num_heads) == 0,
@@ -88,6 +92,8 @@ class GrowthSpec:
         learn_steps: steps for which ``learn`` trains its maps on the tokens that follow; only with ``learn``.
         learning_rate_policy: ``rewarm`` warms up over ``rewarm_tokens`` (``training.warmup_tokens`` where None) to the
             peak, ``rewind`` starts at the peak, ``keep`` lets one schedule run over both phases.
+        base_checkpoint: a transformers folder of safetensors holding a base that saw ``growth_timing_tokens`` already:
+            it is grown at once and only the grown phase trains; its tokens count in compute and as read from the corpus.
     """
 
     num_base_layers: int
@@ -102,6 +108,7 @@ class GrowthSpec:
     optimizer_state_policy: OptimizerStatePolicy = "reset"
     learning_rate_policy: LearningRatePolicy = "rewarm"
     rewarm_tokens: int | None = None
+    base_checkpoint: str | None = None
 
     @property
     def direction(self) -> Literal["depth", "width"]:
@@ -135,6 +142,14 @@ class GrowthSpec:
             value = getattr(self, field)
             require(value in choices, field, value, f"it must be one of {', '.join(choices)}", "use one of them")
         require(0 <= self.noise < 1, "noise", self.noise, "it must lie in [0, 1)", "use 0.2 as the paper or 0 for none")
+        takes_noise = self.operator == "direct" or (self.operator == "zero" and self.direction == "depth")
+        require(
+            self.noise == 0 or takes_noise,
+            "noise",
+            self.noise,
+            f"operator {self.operator!r} in {self.direction} draws its new weights or must keep them at zero",
+            "use noise with 'direct', or with 'zero' in depth",
+        )
         require(
             0 <= self.operator_seed <= MAX_SEED,
             "operator_seed",
@@ -155,6 +170,13 @@ class GrowthSpec:
                     f"it belongs to operator {operator!r} alone",
                     "leave it out",
                 )
+        require(
+            self.base_checkpoint is None or self.optimizer_state_policy == "reset",
+            "optimizer_state_policy",
+            self.optimizer_state_policy,
+            "a base_checkpoint holds no optimizer state",
+            "use 'reset'",
+        )
         if self.rewarm_tokens is not None:
             require(
                 self.learning_rate_policy == "rewarm",
@@ -166,57 +188,6 @@ class GrowthSpec:
             require(
                 self.rewarm_tokens >= 0, "rewarm_tokens", self.rewarm_tokens, "it must not be negative", "use 0 or more"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSpec:
-    """Optimization of one run. Every length is in tokens; the engine turns them into steps.
-
-    ``tokens`` is what the last phase sees: grown tokens D where there is growth, else all of the run's.
-    The base phase always holds its peak rate after warm-up (it is a trunk); the last phase warms up
-    again and follows ``schedule``.
-    """
-
-    tokens: int
-    peak_lr: float
-    base_peak_lr: float | None = None
-    batch_sequences: int = 8
-    schedule: Literal["wsd", "cosine"] = "wsd"
-    warmup_tokens: int = 0
-    decay_fraction: float = 0.2
-    final_lr_fraction: float = 0.1
-    weight_decay: float = 0.1
-    beta1: float = 0.9
-    beta2: float = 0.95
-    gradient_clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        require_positive(self, "tokens", "peak_lr", "batch_sequences", "gradient_clip")
-        if self.base_peak_lr is not None:
-            require_positive(self, "base_peak_lr")
-        require(
-            self.schedule in ("wsd", "cosine"),
-            "schedule",
-            self.schedule,
-            "it must be 'wsd' or 'cosine'",
-            "use one of them",
-        )
-        require(
-            self.warmup_tokens >= 0, "warmup_tokens", self.warmup_tokens, "it must not be negative", "use 0 or more"
-        )
-        for field in ("decay_fraction", "final_lr_fraction"):
-            value = getattr(self, field)
-            require(0 <= value <= 1, field, value, "it must lie between 0 and 1", "use a fraction")
-        for field in ("beta1", "beta2"):
-            value = getattr(self, field)
-            require(0 <= value < 1, field, value, "it must lie in [0, 1)", "use 0.9 and 0.95 if unsure")
-        require(
-            0 <= self.weight_decay < math.inf,
-            "weight_decay",
-            self.weight_decay,
-            "it must be finite and not negative",
-            "use 0.1 if unsure",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +203,16 @@ class EvaluationSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """One run of the engine, complete: two equal specs give the same numbers on the same device."""
+    """One run of the engine, complete: two equal specs give the same numbers on the same device.
+
+    Attributes:
+        trunk: where the run is a decay leg: the kept checkpoint of another run that it goes on from.
+        keep_checkpoints_at_tokens: tokens of the last phase at which a checkpoint is kept for good, for legs to leave.
+        micro_batch_sequences: sequences a forward pass takes; a batch is the mean over its micro batches. All where None.
+        compile: compile the layers with torch.compile.
+        activation_checkpointing: keep a layer's input alone for the backward pass and compute the rest again.
+        num_processes: processes that share the model and every batch; a run may be resumed with another number.
+    """
 
     run_id: str
     name: str
@@ -243,11 +223,17 @@ class Spec:
     training: TrainingSpec
     evaluation: EvaluationSpec
     growth: GrowthSpec | None = None
+    trunk: TrunkSpec | None = None
+    keep_checkpoints_at_tokens: tuple[int, ...] = ()
     init_seed: int = 0
     data_seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    micro_batch_sequences: int | None = None
+    compile: bool = False
+    activation_checkpointing: bool = False
     num_threads: int = 1
+    num_processes: int = 1
     checkpoint_every_tokens: int = 200_000
     version: int = CONTRACT_VERSION
 
@@ -257,7 +243,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         require_version(self.version)
-        require_positive(self, "num_threads", "checkpoint_every_tokens")
+        require_positive(self, "num_threads", "num_processes", "checkpoint_every_tokens")
         require(
             self.device in ("auto", "cpu", "cuda"), "device", self.device, "it must be auto, cpu or cuda", "use 'auto'"
         )
@@ -274,23 +260,57 @@ class Spec:
         for field in ("init_seed", "data_seed"):
             seed = getattr(self, field)
             require(0 <= seed <= MAX_SEED, field, seed, "it must lie between 0 and 2**63 - 1", "use a seed such as 0")
-        self._check_warmup()
+        self._check_batches()
         if self.growth is not None:
-            require(
-                self.growth.growth_timing_tokens >= self.batch_tokens,
-                "growth.growth_timing_tokens",
-                self.growth.growth_timing_tokens,
-                f"one batch is {self.batch_tokens} tokens",
-                "grow later or shrink the batch",
-            )
             self._check_growth(self.growth)
+        self._check_warmup()
+        for tokens in self.keep_checkpoints_at_tokens:
+            require(
+                self.batch_tokens <= tokens <= self.training.tokens,
+                "keep_checkpoints_at_tokens",
+                tokens,
+                f"the last phase goes from one batch ({self.batch_tokens}) to {self.training.tokens} tokens",
+                "choose tokens in between",
+            )
+        if self.trunk is not None:
+            self.trunk.check(self.training)
 
     @property
     def base_model(self) -> ModelSpec | None:
         """Shape of the base; None where nothing grows."""
         return self.growth.base_model(self.model) if self.growth is not None else None
 
+    @property
+    def base_batch_sequences(self) -> int:
+        return self.training.base_batch_sequences or self.training.batch_sequences
+
+    def _check_batches(self) -> None:
+        for name, count in (
+            ("training.batch_sequences", self.training.batch_sequences),
+            ("training.base_batch_sequences", self.base_batch_sequences),
+            ("evaluation.num_windows", self.evaluation.num_windows),
+        ):
+            require(
+                count % self.num_processes == 0,
+                "num_processes",
+                self.num_processes,
+                f"every process takes an equal share, so it must divide {name} ({count})",
+                f"use a divisor or change {name}",
+            )
+        if self.micro_batch_sequences is None:
+            return
+        require_positive(self, "micro_batch_sequences")
+        for sequences in (self.training.batch_sequences, self.base_batch_sequences):
+            require(
+                sequences // self.num_processes % self.micro_batch_sequences == 0,
+                "micro_batch_sequences",
+                self.micro_batch_sequences,
+                f"it must divide a process's share of a batch, {sequences // self.num_processes} sequences",
+                "use a divisor",
+            )
+
     def _check_growth(self, growth: GrowthSpec) -> None:
+        self._check_growth_tokens(growth)
         if growth.direction == "depth":
             try:
                 source_layers(growth.order, growth.num_base_layers, self.model.num_layers)
@@ -306,58 +326,67 @@ class Spec:
         )
         growth.base_model(self.model)
 
+    def _check_growth_tokens(self, growth: GrowthSpec) -> None:
+        training, batch_tokens = self.training, self.batch_tokens
+        base_batch_tokens = self.base_batch_sequences * self.model.context_length
+        require(
+            growth.base_checkpoint is not None or growth.growth_timing_tokens >= base_batch_tokens,
+            "growth.growth_timing_tokens",
+            growth.growth_timing_tokens,
+            f"one batch is {base_batch_tokens} tokens",
+            "grow later or shrink the batch",
+        )
+        learn_tokens = (growth.learn_steps or 0) * batch_tokens
+        require(
+            learn_tokens + batch_tokens <= training.tokens,
+            "growth.learn_steps",
+            growth.learn_steps,
+            f"its {learn_tokens} tokens are the first of training.tokens ({training.tokens})",
+            "learn for fewer steps or raise training.tokens",
+        )
+        grown_tokens = training.tokens // batch_tokens * batch_tokens
+        require(
+            growth.mask_tokens is None or growth.mask_tokens <= grown_tokens,
+            "growth.mask_tokens",
+            growth.mask_tokens,
+            f"the grown phase has {grown_tokens} tokens",
+            "let the new branches fade in before the run ends",
+        )
+        for field in ("base_peak_lr", "base_batch_sequences"):
+            require(
+                growth.base_checkpoint is None or getattr(training, field) is None,
+                f"training.{field}",
+                getattr(training, field),
+                "the base of growth.base_checkpoint is not trained here",
+                "leave it out",
+            )
+        require(
+            growth.learning_rate_policy != "keep" or training.base_peak_lr is None,
+            "training.base_peak_lr",
+            training.base_peak_lr,
+            "under growth.learning_rate_policy 'keep' one schedule with one peak runs over both phases",
+            "leave it out",
+        )
+
     def _check_warmup(self) -> None:
         # A target that never reaches its peak rate is an untuned control, and untuned controls flatter growth.
         # The base may grow inside its warm-up: a very early growth timing is a fair question.
-        training = self.training
+        training, growth = self.training, self.growth
+        field, warmup_tokens = "training.warmup_tokens", training.warmup_tokens
         tokens = training.tokens // self.batch_tokens * self.batch_tokens
-        decays_from = int(tokens * (1 - training.decay_fraction)) if training.schedule == "wsd" else tokens
+        if growth is not None:
+            tokens -= (growth.learn_steps or 0) * self.batch_tokens
+            if growth.learning_rate_policy == "rewind":
+                warmup_tokens = 0
+            elif growth.learning_rate_policy == "keep":
+                tokens += growth.growth_timing_tokens
+            elif growth.rewarm_tokens is not None:
+                field, warmup_tokens = "growth.rewarm_tokens", growth.rewarm_tokens
+        decays_from = int(tokens * training.decay_starts_at)
         require(
-            training.warmup_tokens == 0 or training.warmup_tokens < decays_from,
-            "training.warmup_tokens",
-            training.warmup_tokens,
+            warmup_tokens == 0 or warmup_tokens < decays_from,
+            field,
+            warmup_tokens,
             f"the last phase starts to decay after {decays_from} tokens",
             "shorten the warm-up or raise the token budget",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusSpec:
-    """One corpus preparation: documents -> tokenizer -> token shards in ``corpus_dir``.
-
-    ``sources`` are files or folders of .txt, .jsonl, .parquet; empty means the corpus that ships with the package.
-    """
-
-    run_id: str
-    name: str
-    corpus_dir: str
-    sources: tuple[str, ...] = ()
-    vocab_size: int = 1024
-    tokenizer: str | None = None
-    text_column: str = "text"
-    validation_fraction: float = 0.05
-    version: int = CONTRACT_VERSION
-
-    def __post_init__(self) -> None:
-        require_version(self.version)
-        require(
-            re.fullmatch(NAME_PATTERN, self.name) is not None,
-            "name",
-            self.name,
-            f"names match {NAME_PATTERN}",
-            "choose such a name",
-        )
-        require(
-            257 <= self.vocab_size <= 1_000_000,
-            "vocab_size",
-            self.vocab_size,
-            "a byte-level vocabulary holds 256 bytes and an end-of-text mark, and at most 1,000,000 tokens",
-            "choose 257 or more",
-        )
-        require(
-            0 < self.validation_fraction <= 0.5,
-            "validation_fraction",
-            self.validation_fraction,
-            "it must lie in (0, 0.5]",
-            "hold out 0.05 if unsure",
         )

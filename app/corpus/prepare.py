@@ -7,27 +7,23 @@ out when its SHA-256, read as a number in [0, 1), lies below `validation_fractio
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from app.bundled import bundled_dir
 from app.contract import CorpusSpec
 from app.corpus.documents import CorpusError, find_files, read_documents
-from app.corpus.shards import TOKENIZER_FILE, Manifest, ShardWriter, write_manifest
-from app.records import fsync_dir
+from app.corpus.folders import new_corpus_folder, refuse_existing
+from app.corpus.shards import DTYPES, TOKENIZER_FILE, Manifest, ShardWriter, content_hash, write_manifest
+from app.corpus.tokenizers import END_OF_TEXT, encode_texts, end_of_text_id, load_tokenizer, vocab_size_of
 
-END_OF_TEXT = "<|endoftext|>"
 TEXTS_PER_BATCH = 64
 
 # stage ("read" | "tokenize"), bytes done, bytes in all (None while unknown)
@@ -83,34 +79,11 @@ def prepare_corpus(spec: CorpusSpec, progress: Progress = lambda stage, done, to
         OSError: the disk is full or not writable; nothing is left behind.
     """
     target = Path(spec.corpus_dir)
-    if target.exists():
-        raise CorpusError(f"name: corpus {spec.name!r} exists already; choose another name or delete {target}")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    refuse_existing(spec.name, target)
     source = _open_source(spec)
     tokenizer, num_bytes = _first_pass(spec, source, progress)
-    _remove_leftovers(target)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        beside.mkdir()
-        manifest = _write_shards(spec, source, tokenizer, beside, num_bytes, progress)
-        try:
-            os.rename(beside, target)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            raise CorpusError(f"name: corpus {spec.name!r} was prepared by another process meanwhile; use it") from None
-        fsync_dir(target.parent)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return manifest
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Delete what a preparation that was killed left beside ``target``; a living one keeps its folder."""
-    for leftover in target.parent.glob(f".{target.name}.*.partial"):
-        pid = int(leftover.name.split(".")[-2])
-        if not psutil.pid_exists(pid):
-            shutil.rmtree(leftover, ignore_errors=True)
+    with new_corpus_folder(spec.name, target) as folder:
+        return _write_shards(spec, source, tokenizer, folder, num_bytes, progress)
 
 
 def _first_pass(spec: CorpusSpec, source: _Source, progress: Progress) -> tuple[Any, int]:
@@ -126,8 +99,10 @@ def _first_pass(spec: CorpusSpec, source: _Source, progress: Progress) -> tuple[
             if split == "train":
                 yield text
 
-    tokenizer = _load_tokenizer(spec.tokenizer) if spec.tokenizer else _empty_tokenizer()
+    tokenizer = load_tokenizer(spec.tokenizer) if spec.tokenizer else _empty_tokenizer()
     if spec.tokenizer:
+        if end_of_text_id(tokenizer) is None:
+            tokenizer.add_special_tokens([END_OF_TEXT])
         for _ in train_texts():
             pass
     else:
@@ -154,44 +129,30 @@ def _empty_tokenizer() -> Any:
     return tokenizer
 
 
-def _load_tokenizer(path: str) -> Any:
-    try:
-        tokenizer = Tokenizer.from_file(path)
-    except Exception as error:  # the library raises bare Exception for a missing or damaged file
-        raise CorpusError(f"tokenizer: {path} cannot be read ({error}); give a tokenizers JSON file") from None
-    if tokenizer.token_to_id(END_OF_TEXT) is None:
-        tokenizer.add_special_tokens([END_OF_TEXT])
-    return tokenizer
-
-
 def _write_shards(
     spec: CorpusSpec, source: _Source, tokenizer: Any, folder: Path, num_bytes: int, progress: Progress
 ) -> Manifest:
-    # Ids may have gaps: what must fit is the highest one.
-    vocab_size = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-    dtype = np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
-    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
-    writers = {split: ShardWriter(folder, split, dtype) for split in ("train", "validation")}
+    vocab_size = vocab_size_of(tokenizer)
+    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
+    end_of_text = end_of_text_id(tokenizer)
+    assert end_of_text is not None, "the first pass gives every tokenizer one"
+    writers = {split: ShardWriter(folder, split, np.dtype(DTYPES[dtype])) for split in ("train", "validation")}
     done = 0
     for batch in _batches(source.documents()):
-        encodings = tokenizer.encode_batch_fast([text for _, text in batch], add_special_tokens=False)
-        for (split, text), encoding in zip(batch, encodings, strict=True):
+        encoded = encode_texts(tokenizer, [text for _, text in batch])
+        for (split, text), ids in zip(batch, encoded, strict=True):
             size = len(text.encode())
-            writers[split].add([*encoding.ids, end_of_text], size)
+            writers[split].add([*ids, end_of_text], size)
             done += size
         progress("tokenize", done, num_bytes)
     tokenizer.save(str(folder / TOKENIZER_FILE))
-    content = hashlib.sha256((folder / TOKENIZER_FILE).read_bytes())
-    splits = {}
-    for name, writer in writers.items():
-        splits[name], digest = writer.close()
-        content.update(digest.encode())
+    closed = {name: writer.close() for name, writer in writers.items()}
     manifest = Manifest(
         name=spec.name,
-        content_hash=content.hexdigest(),
+        content_hash=content_hash(folder, [digest for _, digest in closed.values()]),
         vocab_size=vocab_size,
-        dtype={2: "uint16", 4: "uint32"}[dtype.itemsize],
-        splits=splits,
+        dtype=dtype,
+        splits={name: split for name, (split, _) in closed.items()},
         origin=source.origin,
         licence=source.licence,
     )

@@ -1,7 +1,8 @@
 """Token shards on disk: what the engine memory-maps.
 
-A corpus folder holds `corpus.json` (the manifest), `tokenizer.json`, and per split raw little-endian token files.
-Documents follow each other, each closed by the end-of-text token; the files of a split are one flat stream.
+A corpus folder holds `corpus.json` (the manifest), `tokenizer.json` (where the tokenizer is known), and per split raw
+little-endian token files, one flat stream. Documents follow each other; those prepared from text are each closed by the
+end-of-text token, ready-made token files are as they came.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from app.records import write_json_atomically
 
@@ -22,14 +24,17 @@ MANIFEST_FILE = "corpus.json"
 TOKENIZER_FILE = "tokenizer.json"
 MANIFEST_VERSION = 1
 SHARD_TOKENS = 50_000_000
+DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
+    """``num_bytes`` of text and ``num_documents`` are None where ready-made tokens do not tell."""
+
     files: tuple[str, ...]
     num_tokens: int
-    num_bytes: int
-    num_documents: int
+    num_bytes: int | None
+    num_documents: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +50,10 @@ class Manifest:
     licence: str
 
     @property
-    def bytes_per_token(self) -> float:
-        """Text bytes a token of the validation split: what turns nats per token into bits per byte."""
+    def bytes_per_token(self) -> float | None:
+        """Text bytes a token of the validation split: what turns nats per token into bits per byte. None: unknown."""
         split = self.splits["validation"]
-        return split.num_bytes / split.num_tokens
+        return None if split.num_bytes is None else split.num_bytes / split.num_tokens
 
 
 class ShardWriter:
@@ -59,20 +64,23 @@ class ShardWriter:
         self._files: list[str] = []
         self._open_file: Any = None
         self._tokens_in_file = 0
-        self._num_tokens = self._num_bytes = self._num_documents = 0
+        self._num_tokens = self._num_documents = 0
+        self._num_bytes: int | None = 0
         self._hash = hashlib.sha256()
 
-    def add(self, token_ids: list[int], num_bytes: int) -> None:
+    def add(self, token_ids: npt.ArrayLike, num_bytes: int | None) -> None:
+        """Append one document; ``num_bytes`` of its text, None where that is unknown."""
         if self._open_file is None or self._tokens_in_file >= SHARD_TOKENS:
             self._finish_file()
             self._files.append(f"{self._split}-{len(self._files):05d}.bin")
             self._open_file = open(self._folder / self._files[-1], "wb")  # noqa: SIM115 - closed by _finish_file
-        data = np.asarray(token_ids, dtype=self._dtype).tobytes()
+        ids = np.asarray(token_ids).astype(self._dtype)
+        data = ids.tobytes()
         self._open_file.write(data)
         self._hash.update(data)
-        self._tokens_in_file += len(token_ids)
-        self._num_tokens += len(token_ids)
-        self._num_bytes += num_bytes
+        self._tokens_in_file += len(ids)
+        self._num_tokens += len(ids)
+        self._num_bytes = None if num_bytes is None or self._num_bytes is None else self._num_bytes + num_bytes
         self._num_documents += 1
 
     def _finish_file(self) -> None:
@@ -92,6 +100,15 @@ class ShardWriter:
             num_documents=self._num_documents,
         )
         return split, self._hash.hexdigest()
+
+
+def content_hash(folder: Path, split_digests: list[str]) -> str:
+    """SHA-256 over the tokenizer's file, if there is one, and the SHA-256 of each split's token bytes, train first."""
+    tokenizer = folder / TOKENIZER_FILE
+    content = hashlib.sha256(tokenizer.read_bytes() if tokenizer.exists() else b"")
+    for digest in split_digests:
+        content.update(digest.encode())
+    return content.hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

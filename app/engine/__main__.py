@@ -3,11 +3,15 @@
 Exit codes are those of :class:`app.contract.ExitCode`. A directory that has its result is left alone and ends with
 the code of that result. SIGTERM and SIGINT ask for a pause: finish the step, save, exit 75. Spec and corpus are
 checked before torch is even imported, so a bad one costs a fraction of a second.
+
+Where the spec asks for several processes, this one starts and watches them (:mod:`app.engine.launch`); under torchrun
+it is one of them. Rank 0 holds the lock and writes the files; the others obey.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import os
 import signal
@@ -16,12 +20,17 @@ import time
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from app.contract import ExitCode, read_result, read_spec
+from app.contract import ExitCode, Result, Spec, read_result, read_spec
 from app.engine.data import open_corpus
 from app.engine.errors import BadDataError, BadSpecError, explain
+from app.engine.launch import Launch, start_ranks
 from app.engine.metrics import EventsWriter
 from app.engine.plan import plan_phases
+
+if TYPE_CHECKING:
+    from app.engine.distributed import World
 
 LOCK_FILE = ".engine.lock"
 LOCK_POLL_SECONDS = 0.2
@@ -51,6 +60,15 @@ def main(arguments: list[str], pause: Pause) -> int:
             f"RUN_DIR is {str(run_dir)!r}, but there is no such directory; create it with a spec.json", file=sys.stderr
         )
         return ExitCode.BAD_SPEC
+    launch = Launch.from_environment(os.environ)
+    if launch is None:
+        num_processes = _num_processes(run_dir)
+        if num_processes > 1:
+            return start_ranks(str(run_dir), num_processes, lambda: pause.requested)
+        launch = Launch()
+    if not launch.is_main:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            return _run_checked(run_dir, launch, pause)
     try:
         lock = _lock(run_dir, pause)
     except OSError as error:
@@ -60,9 +78,21 @@ def main(arguments: list[str], pause: Pause) -> int:
     if lock is None:
         return ExitCode.PAUSED
     try:
-        return _run_checked(run_dir, pause)
+        return _run_checked(run_dir, launch, pause)
     finally:
         os.close(lock)
+
+
+def _num_processes(run_dir: Path) -> int:
+    """Processes to start here: one where there is nothing to train, or what :func:`_run_checked` is about to refuse."""
+    try:
+        if read_result(run_dir) is not None:
+            return 1
+        spec = read_spec(run_dir)
+        open_corpus(spec)
+        return spec.num_processes
+    except ValueError:
+        return 1
 
 
 def _lock(run_dir: Path, pause: Pause) -> int | None:
@@ -86,36 +116,66 @@ def _lock(run_dir: Path, pause: Pause) -> int | None:
     return None
 
 
-def _run_checked(run_dir: Path, pause: Pause) -> int:
+def _run_checked(run_dir: Path, launch: Launch, pause: Pause) -> int:
     events: EventsWriter | None = None
+    world: World | None = None
     try:
-        try:
-            result = read_result(run_dir)
-            if result is not None:
-                print(f"{run_dir} has its result already: {result.status}", flush=True)
-                return ExitCode.DIVERGED if result.status == "diverged" else ExitCode.DONE
-            spec = read_spec(run_dir)
-        except ValueError as error:
-            raise BadSpecError(str(error)) from None
+        if launch.size > 1:
+            # Rank 0 may have waited for the lock: only now, and only it, can say whether there is work left.
+            world = _join(_spec(run_dir), launch)
+        result = world.main.from_main(lambda: _result(run_dir)) if world else _result(run_dir)
+        if result is not None:
+            print(f"{run_dir} has its result already: {result.status}", flush=True)
+            return ExitCode.DIVERGED if result.status == "diverged" else ExitCode.DONE
+        spec = _spec(run_dir)
         phases = plan_phases(spec)
-        events = EventsWriter(run_dir)
+        events = EventsWriter(run_dir if launch.is_main else None)
         corpus = open_corpus(spec)
-        # Before torch is loaded: its thread pools are sized once.
-        os.environ.setdefault("OMP_NUM_THREADS", str(spec.num_threads))
+        world = world or _join(spec, launch)
         from app.engine.run import run
 
-        return run(run_dir, spec, phases, corpus, events, lambda: pause.requested)
+        agree = world.main.any
+        code = run(run_dir, spec, phases, corpus, events, lambda: agree(pause.requested), world)
+        world.close()  # not after an error: the others may never come
+        return code
     except Exception as error:
         code, sentence = explain(error)
         if code is ExitCode.BUG:
             traceback.print_exc()
-        print(sentence, file=sys.stderr, flush=True)
-        if code is not ExitCode.DIVERGED:
-            _write_failure(run_dir, events, sentence)
+        if launch.is_main:
+            print(sentence, file=sys.stderr, flush=True)
+            if code is not ExitCode.DIVERGED:
+                _write_failure(run_dir, events, sentence)
+        elif code not in (ExitCode.BAD_SPEC, ExitCode.BAD_DATA, ExitCode.DIVERGED):  # these rank 0 says too
+            print(f"process {launch.rank}: {sentence}", file=sys.stderr, flush=True)
         return code
     finally:
         if events is not None:
             events.close()
+
+
+def _result(run_dir: Path) -> Result | None:
+    try:
+        return read_result(run_dir)
+    except ValueError as error:
+        raise BadSpecError(str(error)) from None
+
+
+def _spec(run_dir: Path) -> Spec:
+    try:
+        return read_spec(run_dir)
+    except ValueError as error:
+        raise BadSpecError(str(error)) from None
+
+
+def _join(spec: Spec, launch: Launch) -> World:
+    """Meet the other ranks. Loads torch, whose thread pools are sized once, as it is loaded."""
+    launch.check(spec)
+    os.environ.setdefault("OMP_NUM_THREADS", str(spec.num_threads))
+    from app.engine.distributed import World
+    from app.engine.models import resolve_device
+
+    return World(launch, resolve_device(spec.device).type)
 
 
 def _write_failure(run_dir: Path, events: EventsWriter | None, sentence: str) -> None:

@@ -16,7 +16,8 @@ P       permutation of 0..W-1, see :func:`permute`                            -
 ======  ====================================================================  ======
 
 The order is a function of (data seed, s) alone: there is no reader state to save, a restart reads on at the same
-token, and the grown phase starts exactly where the base stopped.
+token, also with another number of processes (:func:`share_of_rank`), and the grown phase starts exactly where the base
+stopped.
 """
 
 from __future__ import annotations
@@ -115,6 +116,21 @@ def open_corpus(spec: Spec) -> Corpus:
     return Corpus(directory=directory, content_hash=manifest["content_hash"], train=train, validation=validation)
 
 
+def open_train_split(directory: Path, *, vocab_size: int) -> TokenStream:
+    """The train split of a prepared corpus, for a model of ``vocab_size`` tokens.
+
+    Raises:
+        BadDataError: it is missing, of another version, damaged, or made for a larger vocabulary.
+    """
+    manifest = _read_manifest(directory)
+    if manifest["vocab_size"] > vocab_size:
+        raise BadDataError(
+            f"the model's vocabulary has {vocab_size} tokens, but {directory / MANIFEST_FILE} was made with "
+            f"{manifest['vocab_size']}; prepare the corpus with the model's own tokenizer"
+        )
+    return _open_split(directory, manifest, "train")
+
+
 def train_windows(sequences: Integers, *, num_windows: int, data_seed: int) -> Integers:
     """Window of each sequence of the run.
 
@@ -132,6 +148,20 @@ def train_windows(sequences: Integers, *, num_windows: int, data_seed: int) -> I
         inside = epochs == epoch
         windows[inside] = permute(sequences[inside] % num_windows, size=num_windows, seed=(data_seed, int(epoch)))
     return windows
+
+
+def share_of_rank(count: int, *, rank: int, size: int) -> slice:
+    """The part of ``count`` sequences or windows in a row that one of ``size`` processes reads.
+
+    In the order of ranks the parts are the whole, so the processes of a run read together what one alone would read,
+    and a restart with another number of them reads on at the same token.
+
+    >>> [share_of_rank(8, rank=rank, size=2) for rank in range(2)]
+    [slice(0, 4, None), slice(4, 8, None)]
+    """
+    assert count % size == 0, f"{count} does not divide among {size} processes; Spec.num_processes checks that"
+    length = count // size
+    return slice(rank * length, (rank + 1) * length)
 
 
 def validation_windows(*, num_available: int, num_windows: int) -> Integers:

@@ -4,6 +4,7 @@
 
     Exception
     ├── BadSpecError (ValueError)   64  a field asks for something this run or machine cannot do
+    ├── fitting's InputError        64  a growth operator cannot do what was asked of it
     ├── BadDataError (ValueError)   65  the corpus is missing, empty, short or damaged
     └── DivergedError               70  the loss left the range a language model can have
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import errno
 
 from app.contract import ExitCode
+from fitting.errors import InputError
 
 # EFBIG is a file-size limit (ulimit -f): for the run it is the same as a full disk.
 NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,7 +42,7 @@ def explain(error: BaseException) -> tuple[ExitCode, str]:
     'BAD_DATA'
     """
     text = " ".join(str(error).split())
-    if isinstance(error, BadSpecError):
+    if isinstance(error, (BadSpecError, InputError)):
         return ExitCode.BAD_SPEC, text
     if isinstance(error, BadDataError):
         return ExitCode.BAD_DATA, text
@@ -54,6 +56,10 @@ def explain(error: BaseException) -> tuple[ExitCode, str]:
         return ExitCode.OUT_OF_MEMORY, (
             f"out of memory ({text}); lower training.batch_sequences or model.context_length, or use a larger machine"
         )
+    if _is_lost_process(text):
+        return ExitCode.BUG, (
+            f"another process of this run is gone ({text}); its own log says why: resume from the last checkpoint"
+        )
     return ExitCode.BUG, f"{type(error).__name__}: {text}"
 
 
@@ -62,6 +68,14 @@ def _is_no_space(error: BaseException) -> bool:
         return error.errno in NO_SPACE_ERRNOS
     # safetensors wraps the system's error in a type of its own, with the number in the text.
     return any(f"os error {number}" in str(error).lower() for number in NO_SPACE_ERRNOS)
+
+
+def _is_lost_process(text: str) -> bool:
+    # What gloo and nccl raise in the processes that are left; the exceptions' types are too wide to tell.
+    return any(
+        sign in text
+        for sign in ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "ncclRemoteError")
+    )
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
-from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from app.contract import EXPORTS_DIR
@@ -23,7 +23,7 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 
 def export_model(
-    model: LlamaForCausalLM, run_dir: Path, name: Literal["base", "final"], *, corpus_directory: Path
+    model: PreTrainedModel, run_dir: Path, name: Literal["base", "final"], *, corpus_directory: Path
 ) -> Path:
     """Write `exports/NAME` unless an earlier life of the run did; returns the folder.
 

@@ -1,61 +1,66 @@
-"""The growth step: a live base becomes the deeper target (G_direct in depth, arXiv 2405.15319, section 3).
+"""The growth step on a live model: a transformers model in, a plain transformers model of the same class out.
 
-    theta'[layer i] = theta[layer pi(i)] for i < L',   embeddings, final norm and head copied
-
-======  ========================================================================================  =====
-symbol  meaning                                                                                   unit
-======  ========================================================================================  =====
-L, L'   layers of base and target                                                                 -
-pi      source layer of a target layer: ``fitting.orders.source_layers``; i mod L for ``stack``    -
-m, v    AdamW's moments; ``reset`` drops them (the paper), ``copy`` takes those of layer pi(i)    -
-======  ========================================================================================  =====
-
-Every tensor of a layer comes from the same source layer. The function is not preserved: the loss jumps and heals.
+The numbers are those of :mod:`app.engine.operators.tensors`, the same as a checkpoint gets.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+import copy
 
 import torch
-from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from transformers.modeling_utils import PreTrainedModel
 
-from app.contract import ModelSpec
-from app.engine.models import build_model
+from app.engine.distributed import whole
+from app.engine.operators.base import Growth
+from app.engine.operators.depth import source_name
+from app.engine.operators.tensors import grow_tensors, target_config
+from app.engine.surgery.families import family_of
 
-LAYER_NAME = re.compile(r"^(?P<before>model\.layers\.)(?P<layer>\d+)(?P<after>\..+)$")
 
+@torch.no_grad()
+def grow_model(base: PreTrainedModel, growth: Growth) -> PreTrainedModel:
+    """The target grown from a live base.
 
-def source_names(target_names: Iterable[str], layers: tuple[int, ...]) -> dict[str, str]:
-    """Base parameter behind each target parameter.
+    Args:
+        base: a model of a known family, unmasked; sharded parameters are gathered one at a time. Not changed.
+        growth: what to grow; ``learn`` gives its start, direct growth.
 
-    >>> source_names(["model.layers.5.mlp.up_proj.weight", "lm_head.weight"], (0, 1, 2, 0, 1, 2))
-    {'model.layers.5.mlp.up_proj.weight': 'model.layers.2.mlp.up_proj.weight', 'lm_head.weight': 'lm_head.weight'}
+    Returns:
+        A model of the base's class, on its device, each parameter in the type of the one it comes from; it shares no
+        storage with the base, nor do its layers with one another.
+
+    Raises:
+        InputError: this family has no such growth, or its config cannot be grown so.
     """
-    names = {}
-    for name in target_names:
-        match = LAYER_NAME.match(name)
-        names[name] = f"{match['before']}{layers[int(match['layer'])]}{match['after']}" if match else name
-    return names
+    base_config = base.config.to_dict()
+    config = type(base.config).from_dict(target_config(growth, base_config))
+    config._attn_implementation = base.config._attn_implementation
+    with torch.device("meta"):
+        target = type(base)(config)
+    sources = dict(base.named_parameters())
+
+    def read(name: str) -> torch.Tensor:
+        return whole(sources[name].detach())
+
+    names = [name for name, _ in target.named_parameters()]
+    for name, tensor in grow_tensors(growth, base_config, read, names):
+        dtype = sources[_source(base_config, growth, name)].dtype
+        # Fresh storage always: the allocator's alignment is part of being bit-identical.
+        _module_of(target, name)._parameters[name.rpartition(".")[2]] = torch.nn.Parameter(
+            torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format).copy_(tensor)
+        )
+    # Tables that the class computes and no checkpoint holds, rotary frequencies above all: the base's own bits.
+    buffers = dict(base.named_buffers())
+    for name, _ in list(target.named_buffers()):
+        _module_of(target, name)._buffers[name.rpartition(".")[2]] = buffers[_source(base_config, growth, name)].clone()
+    target.tie_weights()
+    target.generation_config = copy.deepcopy(base.generation_config)
+    return target.train(base.training)
 
 
-def grow_model(base: LlamaForCausalLM, shape: ModelSpec, layers: tuple[int, ...]) -> LlamaForCausalLM:
-    """A new model of ``len(layers)`` layers whose layer i holds copies of all tensors of base layer ``layers[i]``.
-
-    The result is on the base's device; base and target share no storage.
-    """
-    target = build_model(shape, num_layers=len(layers))
-    target.to(next(base.parameters()).device)
-    base_state = base.state_dict()
-    state = {name: base_state[source] for name, source in source_names(target.state_dict(), layers).items()}
-    target.load_state_dict(state, strict=True)
-    return target
+def _source(base_config: dict[str, object], growth: Growth, name: str) -> str:
+    return name if growth.layers is None else source_name(family_of(base_config), name, growth.layers)
 
 
-def grow_optimizer_tensors(
-    base_tensors: Mapping[str, Mapping[str, torch.Tensor]], target: LlamaForCausalLM, layers: tuple[int, ...]
-) -> dict[str, Mapping[str, torch.Tensor]]:
-    """Optimizer state of the target under policy ``copy``: per target parameter, that of its source parameter."""
-    names = source_names((name for name, _ in target.named_parameters()), layers)
-    return {name: base_tensors[source] for name, source in names.items() if source in base_tensors}
+def _module_of(model: torch.nn.Module, name: str) -> torch.nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])

@@ -60,16 +60,20 @@ class LineFile:
 
 
 class MetricsWriter:
-    """Writes points; ``next_seq`` is part of a checkpoint."""
+    """Writes points; ``next_seq`` is part of a checkpoint.
 
-    def __init__(self, run_dir: Path) -> None:
-        self._file = LineFile(run_dir / METRICS_FILE)
+    Args:
+        run_dir: the run directory; None for a rank that counts along and writes nothing.
+    """
+
+    def __init__(self, run_dir: Path | None) -> None:
+        self._file = LineFile(run_dir / METRICS_FILE) if run_dir else None
         self.next_seq = 1
 
     @property
     def last_seq(self) -> int:
         """``seq`` of the last line in the file, 0 while it is empty."""
-        return self._file.last_seq
+        return self._file.last_seq if self._file else 0
 
     def write(
         self, metric: str, value: float, *, phase: Phase, tokens: int, compute_flops: float, dataset: str, unit: str
@@ -77,7 +81,7 @@ class MetricsWriter:
         """Take the next ``seq``; append the point unless an earlier life of this run wrote it."""
         seq = self.next_seq
         self.next_seq += 1
-        if seq <= self.last_seq:
+        if self._file is None or seq <= self.last_seq:
             return
         line = MetricLine(
             seq=seq, phase=phase, tokens=tokens, compute_flops=compute_flops, metric=metric, dataset=dataset,
@@ -86,17 +90,23 @@ class MetricsWriter:
         self._file.append(to_dict(line))
 
     def sync(self) -> None:
-        self._file.sync()
+        if self._file:
+            self._file.sync()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
 
 class EventsWriter:
-    """Writes the story, to `events.jsonl` and as a line of the log; ``seq`` is the line's number from 1."""
+    """Writes the story, to `events.jsonl` and as a line of the log; ``seq`` is the line's number from 1.
 
-    def __init__(self, run_dir: Path) -> None:
-        self._file = LineFile(run_dir / EVENTS_FILE)
+    Args:
+        run_dir: the run directory; None for a rank that writes nothing.
+    """
+
+    def __init__(self, run_dir: Path | None) -> None:
+        self._file = LineFile(run_dir / EVENTS_FILE) if run_dir else None
         self._phase: Phase | None = None
         self._tokens: int | None = None
 
@@ -105,6 +115,8 @@ class EventsWriter:
         self._phase, self._tokens = phase, tokens
 
     def write(self, event: str, message: str) -> None:
+        if self._file is None:
+            return
         line = EventLine(
             seq=self._file.last_seq + 1,
             time=timestamp(),
@@ -117,7 +129,8 @@ class EventsWriter:
         print(f"{event}: {message}", flush=True)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
 
 def timestamp() -> str:

@@ -9,11 +9,12 @@ Gradients are clipped to a global norm first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
 from app.contract import TrainingSpec
+from app.engine.distributed import put, whole
 
 STATE_KEYS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -36,7 +37,7 @@ def apply_gradients(
     model: torch.nn.Module, optimizer: torch.optim.AdamW, *, learning_rate: float, gradient_clip: float
 ) -> torch.Tensor:
     """One update from the gradients in place, which are then dropped; returns their norm before clipping, ()."""
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), gradient_clip)
+    norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), gradient_clip))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()
@@ -56,11 +57,24 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> d
 def load_optimizer_tensors(
     model: torch.nn.Module, optimizer: torch.optim.AdamW, tensors: Mapping[str, Mapping[str, torch.Tensor]]
 ) -> None:
-    """Put copies of ``tensors`` (as :func:`optimizer_tensors` gives them) in as the optimizer's state."""
+    """Put copies of ``tensors`` (as :func:`optimizer_tensors` gives them, but whole) in as the optimizer's state."""
+    state = empty_optimizer_tensors(model, optimizer, tensors)
+    for name, values in tensors.items():
+        for key, value in values.items():
+            put(state[name][key], value)
+
+
+def empty_optimizer_tensors(
+    model: torch.nn.Module, optimizer: torch.optim.AdamW, names: Collection[str]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Give the parameters of these names a state to be filled, sharded as they are; the others get none."""
     for name, parameter in model.named_parameters():
-        if name in tensors:
+        if name in names:
             # Fresh storage: the allocator's alignment is part of being bit-identical, and layers must not share.
             optimizer.state[parameter] = {
-                key: torch.empty_like(value, device=parameter.device).copy_(value)
-                for key, value in tensors[name].items()
+                key: torch.zeros((), dtype=torch.float32, device=parameter.device)
+                if key == "step"
+                else torch.empty_like(parameter.detach(), memory_format=torch.preserve_format)
+                for key in STATE_KEYS
             }
+    return optimizer_tensors(model, optimizer)

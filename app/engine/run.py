@@ -1,8 +1,9 @@
 """The story of a run, from its spec to its result.
 
-1. Stand where the last checkpoint was taken, or make new weights from the seed.
+1. Stand where the last checkpoint was taken; else where the trunk of a decay leg kept one; else take the base that was
+   given, or make new weights from the seed.
 2. Train the phases in order. Between base and grown: export the base, grow it, go on with the data where it stopped.
-3. Export the final weights, write the result, drop the checkpoints.
+3. Export the final weights, write the result, drop the checkpoints but those kept for decay legs.
 
 A pause leaves after a saved step; the same command goes on. Everything a reader of the run directory sees is a
 function of the spec and the corpus but for times and speeds.
@@ -13,18 +14,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from app.contract import RESULT_FILE, ExitCode, Result, RunStatus, Spec
-from app.engine.checkpoints import CheckpointFolder, fingerprint
+from app.engine.branching import open_branch
+from app.engine.checkpoint_files import fingerprint
+from app.engine.checkpoints import CheckpointFolder
 from app.engine.data import Corpus
+from app.engine.distributed import World
 from app.engine.errors import DivergedError
 from app.engine.exports import export_model
+from app.engine.given_base import load_base
 from app.engine.metrics import EventsWriter, MetricsWriter
-from app.engine.models import resolve_device
+from app.engine.operators.base import Growth, growth_from_spec
+from app.engine.operators.optimizer_state import check_policy
+from app.engine.operators.support import check_supported
 from app.engine.plan import PhasePlan
-from app.engine.trainer import RunFiles, Trainer
+from app.engine.trainer import PauseRequestedError, RunFiles, Trainer
 from app.records import to_dict, write_json_atomically
 from fitting.flops import non_embedding_params
 from fitting.orders import connection_rate, source_layers
@@ -37,6 +45,7 @@ def run(
     corpus: Corpus,
     events: EventsWriter,
     pause_requested: Callable[[], bool],
+    world: World,
 ) -> ExitCode:
     """Train a run to its end or to a pause.
 
@@ -47,6 +56,7 @@ def run(
         corpus: its tokens, checked (:func:`app.engine.data.open_corpus`).
         events: where its story goes.
         pause_requested: asked between two steps.
+        world: the processes that train it.
 
     Returns:
         DONE with a result written, or PAUSED with a checkpoint saved.
@@ -55,75 +65,149 @@ def run(
         DivergedError: after the result is written; the last good checkpoint stays.
         Exception: whatever else :func:`app.engine.errors.explain` knows.
     """
-    device = resolve_device(spec.device)
+    device = world.device
     _make_repeatable(spec, device)
-    metrics = MetricsWriter(run_dir)
-    checkpoints = CheckpointFolder(run_dir, fingerprint(spec, corpus.content_hash))
-    trainer = Trainer(
-        spec, corpus, phases[0], RunFiles(metrics=metrics, events=events, checkpoints=checkpoints), device
-    )
+    growth = _checked_growth(spec)
+    metrics = MetricsWriter(run_dir if world.is_main else None)
+    checkpoints = CheckpointFolder(run_dir, fingerprint(spec, corpus.content_hash), world)
+    files = RunFiles(metrics=metrics, events=events, checkpoints=checkpoints)
+    trainer = Trainer(spec, corpus, phases[0], growth, files, world)
     try:
-        _resume_or_begin(trainer, phases, checkpoints, metrics, events, _introduce(spec, phases, device))
+        _resume_or_begin(trainer, spec, phases, corpus, files, _introduce(spec, phases, device), world)
         if (num_epochs := _num_epochs(spec, phases, corpus)) > 1:
             events.write("epochs", f"the run reads {spec.corpus} more than once: {num_epochs:.2f} epochs")
         for phase in phases[phases.index(trainer.phase) :]:
-            if phase is not trainer.phase:
-                _grow(trainer, phase, spec, run_dir, corpus, events)
+            if phase is not trainer.phase and not _grow(
+                trainer, phase, spec, run_dir, corpus, events, pause_requested, world
+            ):
+                return _pause(trainer, files)
             if not trainer.train(pause_requested):
-                events.write("paused", "stopped on request after a saved step; the same command goes on from here")
-                return ExitCode.PAUSED
-        export_model(trainer.model, run_dir, "final", corpus_directory=corpus.directory)
+                return _pause(trainer, files)
+        _export(trainer, run_dir, "final", corpus, world)
+        checkpoints.wait()
+        trainer.tell_saved()
+        if trainer.healing is not None and trainer.healing.healing_tokens is None:
+            events.write("not_healed", "the validation loss never came back to its level before growth")
         events.write("finished", f"final validation loss {trainer.validation_loss_nats:.4f} nats")
-        _write_result(run_dir, spec, phases, trainer, "finished")
+        world.main.from_main(lambda: _write_result(run_dir, spec, phases, trainer, "finished"))
         checkpoints.remove()
         return ExitCode.DONE
     except DivergedError as error:
         events.write("diverged", str(error))
-        _write_result(run_dir, spec, phases, trainer, "diverged", reason=str(error))
+        reason = str(error)
+        world.main.from_main(lambda: _write_result(run_dir, spec, phases, trainer, "diverged", reason=reason))
         raise
     finally:
+        checkpoints.close()
         metrics.close()
+
+
+def _checked_growth(spec: Spec) -> Growth | None:
+    """How the base will grow; refused before anything is trained where that is not defined."""
+    if spec.growth is None:
+        return None
+    growth = growth_from_spec(spec)
+    check_supported(spec.model.family, growth.direction, growth.operator)
+    check_policy(growth, spec.growth.optimizer_state_policy)
+    return growth
 
 
 def _resume_or_begin(
     trainer: Trainer,
+    spec: Spec,
     phases: tuple[PhasePlan, ...],
-    checkpoints: CheckpointFolder,
-    metrics: MetricsWriter,
-    events: EventsWriter,
+    corpus: Corpus,
+    files: RunFiles,
     introduction: str,
+    world: World,
 ) -> None:
-    checkpoint, refusals = checkpoints.load_latest(last_seq=metrics.last_seq)
+    events = files.events
+    last_seq = world.main.from_main(lambda: files.metrics.last_seq)
+    checkpoint, refusals = files.checkpoints.load_latest(last_seq=last_seq)
     for refusal in refusals:
         events.write("checkpoint_damaged", refusal)
-    if checkpoint is None:
+    is_branch = checkpoint is None and spec.trunk is not None
+    if is_branch:
+        checkpoint = open_branch(spec, phases, corpus.content_hash)
+    if checkpoint is not None:
+        phase = next(phase for phase in phases if phase.name == checkpoint.progress.phase)
+        trainer.restore(checkpoint, phase)
+        events.move_to(phase.name, trainer.tokens)
+        if is_branch:
+            events.write("started", f"off trunk {checkpoint.path}; {introduction}")
+        else:
+            events.write("resumed", f"from {checkpoint.progress.name}; {introduction}")
+        return
+    events.move_to(trainer.phase.name, 0)
+    if not trainer.phase.is_given:
         trainer.begin()
-        events.move_to(trainer.phase.name, 0)
         events.write("started", introduction)
         return
-    phase = next(phase for phase in phases if phase.name == checkpoint.progress.phase)
-    trainer.restore(checkpoint, phase)
-    events.move_to(phase.name, trainer.tokens)
-    events.write("resumed", f"from {checkpoint.progress.name}; {introduction}")
+    assert spec.growth is not None
+    assert spec.growth.base_checkpoint is not None
+    base = load_base(Path(spec.growth.base_checkpoint), trainer.phase.shape)
+    events.write("started", f"from the base in {spec.growth.base_checkpoint}; {introduction}")
+    trainer.begin_with_base(base)
+    events.move_to(trainer.phase.name, trainer.tokens)
 
 
-def _grow(trainer: Trainer, phase: PhasePlan, spec: Spec, run_dir: Path, corpus: Corpus, events: EventsWriter) -> None:
+def _export(trainer: Trainer, run_dir: Path, name: Literal["base", "final"], corpus: Corpus, world: World) -> None:
+    model = trainer.whole_model()
+    world.main.from_main(lambda: export_model(model, run_dir, name, corpus_directory=corpus.directory))
+
+
+def _pause(trainer: Trainer, files: RunFiles) -> ExitCode:
+    files.checkpoints.wait()
+    trainer.tell_saved()
+    files.events.write("paused", "stopped on request after a saved step; the same command goes on from here")
+    return ExitCode.PAUSED
+
+
+def _grow(
+    trainer: Trainer,
+    phase: PhasePlan,
+    spec: Spec,
+    run_dir: Path,
+    corpus: Corpus,
+    events: EventsWriter,
+    pause_requested: Callable[[], bool],
+    world: World,
+) -> bool:
+    """Grow the base; False where a pause was asked for meanwhile: the base's last checkpoint is where it goes on."""
     assert spec.growth is not None, "only a spec with growth has a second phase"
-    export_model(trainer.model, run_dir, "base", corpus_directory=corpus.directory)
+    if not trainer.phase.is_given:
+        _export(trainer, run_dir, "base", corpus, world)
     loss_before = trainer.validation_loss_nats
-    layers = source_layers(spec.growth.order, spec.growth.num_base_layers, spec.model.num_layers)
-    policy = spec.growth.optimizer_state_policy
-    trainer.grow_into(phase, layers, copy_optimizer_state=policy == "copy")
+    try:
+        trainer.grow_into(phase, pause_requested)
+    except PauseRequestedError:
+        return False
     events.write(
         "growth",
-        f"{spec.growth.num_base_layers} to {spec.model.num_layers} layers by order {spec.growth.order} "
-        f"(sources {','.join(map(str, layers))}; connection rate {connection_rate(layers):.1%}), optimizer state "
-        f"{policy}; validation loss {loss_before:.4f} to {trainer.validation_loss_nats:.4f} nats",
+        f"{_describe(spec)}, optimizer state {spec.growth.optimizer_state_policy}; validation loss {loss_before:.4f} "
+        f"to {trainer.validation_loss_nats:.4f} nats",
+    )
+    return True
+
+
+def _describe(spec: Spec) -> str:
+    growth = spec.growth
+    assert growth is not None
+    operator = growth.operator + (f" with noise {growth.noise}" if growth.noise else "")
+    if growth.direction == "width":
+        return f"{growth.width_factor} times wider, {operator}"
+    layers = source_layers(growth.order, growth.num_base_layers, spec.model.num_layers)
+    return (
+        f"{growth.num_base_layers} to {spec.model.num_layers} layers by order {growth.order} (sources "
+        f"{','.join(map(str, layers))}; connection rate {connection_rate(layers):.1%}), {operator}"
     )
 
 
 def _introduce(spec: Spec, phases: tuple[PhasePlan, ...], device: torch.device) -> str:
-    lengths = ", ".join(f"{phase.name} {phase.num_layers} layers {phase.num_tokens:,} tokens" for phase in phases)
+    lengths = ", ".join(
+        f"{phase.name} {phase.num_layers} layers of width {phase.shape.hidden_size} {phase.num_tokens:,} tokens"
+        for phase in phases
+    )
     last = phases[-1]
     return (
         f"{lengths}; target {non_embedding_params(spec.model):,} non-embedding parameters; "
@@ -162,5 +246,14 @@ def _write_result(
         target_flops_per_token=phases[-1].flops_per_token,
         duration_seconds=trainer.duration_seconds,
         reason=reason,
+        spike_height_nats=trainer.healing.spike_height_nats if trainer.healing else None,
+        healing_tokens=trainer.healing.healing_tokens if trainer.healing else None,
+        trunk_id=_trunk_id(spec),
     )
     write_json_atomically(run_dir / RESULT_FILE, to_dict(result))
+
+
+def _trunk_id(spec: Spec) -> str | None:
+    if spec.trunk is not None:
+        return spec.trunk.trunk_id
+    return spec.run_id if spec.keep_checkpoints_at_tokens else None

@@ -58,7 +58,9 @@ def arm_spec(design: GrowthDesign, role: str, run_id: str) -> Spec:
     f_target, f_base = flops_per_token(design.target_model), flops_per_token(design.base_model)
     budget_tokens = _whole_batches(design.token_budget, batch_tokens, "token_budget")
     asked_timing = design.growth.growth_timing_tokens
-    timing_tokens = _whole_batches(asked_timing, batch_tokens, "growth_timing_tokens")
+    base_batch_sequences = design.training.base_batch_sequences or design.training.batch_sequences
+    base_batch_tokens = base_batch_sequences * design.target_model.context_length
+    timing_tokens = _whole_batches(asked_timing, base_batch_tokens, "growth_timing_tokens")
     growth: GrowthSpec | None = None
     model = design.target_model
     if role == "grown":

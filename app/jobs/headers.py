@@ -64,7 +64,7 @@ def run_row(spec: Spec, manifest: Manifest, control_run_id: str | None) -> RunRo
         schedule=training.schedule,
         warmup_tokens=training.warmup_tokens,
         planned_tokens=training.tokens,
-        decay_tokens=training.decay_fraction * training.tokens if training.schedule == "wsd" else training.tokens,
+        decay_tokens=(1.0 - training.decay_starts_at) * training.tokens,
         is_final=False,
         batch_tokens=spec.batch_tokens,
         tokenizer=f"{spec.corpus}@{manifest.content_hash[:12]}",
@@ -96,7 +96,8 @@ def run_row(spec: Spec, manifest: Manifest, control_run_id: str | None) -> RunRo
 
 def result_columns(result: Result) -> dict[str, Any]:
     """The columns that a run's end decides."""
-    return {
+    trunk = {} if result.trunk_id is None else {"trunk_id": result.trunk_id}
+    return trunk | {
         "status": result.status,
         "is_final": result.status == "finished",
         "final_loss": result.final_loss_nats,

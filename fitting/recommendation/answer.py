@@ -14,7 +14,6 @@ Decision = Literal["grow", "scratch", "smaller", "infeasible"]
 Interval = tuple[float, float]
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A model of the answer; layers and what follows from them are None where only a size is known."""

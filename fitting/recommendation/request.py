@@ -164,7 +164,9 @@ class Request:
         budgets = [name for name in _BUDGETS if name in given]
         if len(budgets) != 1:
             found = f"stands beside {budgets[1]}" if budgets else "is missing"
-            raise InputError(budgets[0] if budgets else _BUDGETS[0], found, f"give exactly one of {', '.join(_BUDGETS)}")
+            raise InputError(
+                budgets[0] if budgets else _BUDGETS[0], found, f"give exactly one of {', '.join(_BUDGETS)}"
+            )
         if any(name in given for name in _HARDWARE):
             for name in _HARDWARE[:2]:
                 if name not in given:

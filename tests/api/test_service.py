@@ -33,7 +33,7 @@ def stored_curve(client: Growthlaw, run_id: str) -> list[tuple[Any, ...]]:
     return [
         (p["seq"], p["phase"], p["tokens"], p["compute_flops"], p["metric"], p["value"])
         for p in client.points(run_id)
-        if p["metric"] not in ("tokens_per_second", "growth_seconds")
+        if p["metric"] not in ("tokens_per_second", "growth_seconds", "peak_memory")
     ]
 
 
@@ -182,6 +182,7 @@ def test_pause_resume_cancel(service: Any, grow_body: GrowBody, until: Any) -> N
         ({"growth_factor": None, "width_factor": 3}, "/width_factor", "must divide"),
         ({"operator": "random"}, "/mask_tokens", "needs it"),
         ({"learn_steps": 10}, "/learn_steps", "alone"),
+        ({"operator": "learn", "learn_steps": 10, "noise": 0.2}, "/noise", "'direct'"),
         ({"learning_rate_policy": "keep", "rewarm_tokens": 5_120}, "/rewarm_tokens", "alone"),
         ({"surprise": 1}, "/surprise", "not known"),
         ({"training": {"peak_lr": -1}}, "/training/peak_lr", "greater than 0"),

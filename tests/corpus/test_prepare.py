@@ -86,8 +86,10 @@ def test_every_format_gives_the_same_tokens(tmp_path: Path, documents: list[str]
     with lzma.open(tmp_path / "c.jsonl.xz", "wt") as packed:
         packed.write(lines)
     pyarrow.parquet.write_table(pyarrow.table({"body": texts}), tmp_path / "d.parquet")
+    with pyarrow.output_stream(tmp_path / "e.jsonl.zst", compression="zstd") as packed:
+        packed.write(lines.encode())
     hashes = set()
-    for source in ("a.jsonl", "b.jsonl.gz", "c.jsonl.xz", "d.parquet"):
+    for source in ("a.jsonl", "b.jsonl.gz", "c.jsonl.xz", "d.parquet", "e.jsonl.zst"):
         folder = tmp_path / f"corpus-{source}"
         hashes.add(
             prepare_corpus(spec_of(folder, tmp_path / source, text_column="body", validation_fraction=0.3)).content_hash
@@ -102,6 +104,73 @@ def test_text_files_are_cut_between_paragraphs_and_nothing_is_lost(tmp_path: Pat
     assert "".join(pieces) == text
     assert len(pieces) > 2
     assert all(piece.endswith("\n") for piece in pieces[:-1])
+
+
+def test_compressed_text_is_the_text(tmp_path: Path, documents: list[str]) -> None:
+    text = documents[0]
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "a.txt.xz").write_bytes(lzma.compress(text.encode()))
+    zstd = pyarrow.Codec("zstd")
+    half = len(text.encode()) // 2  # two frames, as parallel compressors write; the cut may lie inside a character
+    frames = [zstd.compress(part, asbytes=True) for part in (text.encode()[:half], text.encode()[half:])]
+    (tmp_path / "a.txt.zst").write_bytes(b"".join(frames))
+    for packed in ("a.txt.gz", "a.txt.xz", "a.txt.zst"):
+        assert "".join(read_documents(tmp_path / packed, "text")) == text
+
+
+def test_text_without_blank_lines_is_cut_all_the_same(tmp_path: Path) -> None:
+    text = "no line ends " * 200_000
+    (tmp_path / "a.txt").write_text(text)
+    pieces = list(read_documents(tmp_path / "a.txt", "text"))
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= 1_000_000
+
+
+def test_reading_a_large_file_takes_little_memory(tmp_path: Path) -> None:
+    """131 MB of documents as one Parquet row group, one .jsonl.zst, one .txt.gz: the peak rises by 80 MB at most."""
+    texts = [f"{i} " + "abcdefgh" * 1_024 for i in range(16_000)]
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": texts}), tmp_path / "a.parquet", compression="none", use_dictionary=False
+    )
+    with pyarrow.output_stream(tmp_path / "b.jsonl.zst", compression="zstd") as packed:
+        for text in texts:
+            packed.write(json.dumps({"text": text}).encode() + b"\n")
+    with gzip.open(tmp_path / "c.txt.gz", "wt", compresslevel=1) as plain:
+        plain.writelines(text + "\n\n" for text in texts)
+    code = """
+import re, sys
+from pathlib import Path
+from app.corpus.documents import read_documents
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+for name in ("a.parquet", "b.jsonl.zst", "c.txt.gz"):
+    before = peak()
+    assert sum(len(text) for text in read_documents(Path(sys.argv[1]) / name, "text")) >= 131_000_000
+    print(peak() - before)
+"""
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    read = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert all(int(kilobytes) < 80_000 for kilobytes in read.stdout.split()), read.stdout
+
+
+def test_names_of_special_tokens_in_a_text_are_text(tmp_path: Path) -> None:
+    texts = [f"document {i} tells of {END_OF_TEXT} and goes on" for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    folder = tmp_path / "c"
+    prepare_corpus(spec_of(folder, tmp_path / "a.jsonl", validation_fraction=0.3))
+    assert sorted(documents_of(folder, "train") + documents_of(folder, "validation")) == sorted(texts)
+
+
+def test_a_tokenizer_left_truncating_and_padding_encodes_documents_whole(
+    tmp_path: Path, documents_file: Path, tiny_corpus: Path
+) -> None:
+    tokenizer = Tokenizer.from_file(str(tiny_corpus / "tokenizer.json"))
+    tokenizer.enable_truncation(64)
+    tokenizer.enable_padding(length=128)
+    tokenizer.save(str(tmp_path / "t.json"))
+    manifest = prepare_corpus(spec_of(tmp_path / "c", documents_file, tokenizer=str(tmp_path / "t.json")))
+    assert manifest.content_hash == read_manifest(tiny_corpus).content_hash
 
 
 def test_a_given_tokenizer_is_used_as_it_is(tmp_path: Path, documents_file: Path, tiny_corpus: Path) -> None:
@@ -121,6 +190,10 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path: Path, documents_file: Path
         ("a.jsonl", b"[" * 100_000 + b"\n", ["line 1", "not JSON"]),
         ("a.txt", b"fine\n\xff\xfe broken", ["not UTF-8"]),
         ("a.jsonl.xz", b"not xz at all", ["damaged"]),
+        ("a.jsonl.gz", b"not gzip at all", ["damaged"]),
+        ("a.txt.gz", gzip.compress(b"x" * 99)[:-4], ["damaged"]),
+        ("a.txt.zst", b"not zst at all", ["damaged"]),
+        ("a.jsonl.zst", pyarrow.Codec("zstd").compress(b"{}" * 99, asbytes=True)[:-4], ["damaged"]),
         ("a.parquet", b"not parquet", ["damaged"]),
         ("a.docx", b"", ["none of .txt"]),
         ("a.txt", b"", ["0 documents"]),

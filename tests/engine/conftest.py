@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from app.contract import ExitCode
+
 REPOSITORY = Path(__file__).parents[2]
 VOCAB_SIZE = 512
 # Modules of every CPython 3.11 and later; the text itself is the interpreter's own copy.
@@ -147,3 +149,16 @@ def run_engine(start_engine: Callable[..., subprocess.Popen[str]]) -> Callable[.
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_run: Callable[..., Path],
+    run_engine: Callable[..., subprocess.CompletedProcess[str]],
+) -> Path:
+    """A run of the default spec that nobody stopped."""
+    run_dir = write_run(tmp_path_factory.mktemp("undisturbed") / "run")
+    ended = run_engine(run_dir)
+    assert (ended.returncode, ended.stderr) == (ExitCode.DONE, "")
+    return run_dir

@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 
 from app.contract import ExitCode
 from app.engine.errors import BadDataError, BadSpecError, DivergedError, explain
+from fitting.errors import InputError
 
 
 def test_the_engines_own() -> None:
@@ -18,6 +19,7 @@ def test_the_engines_own() -> None:
         (DivergedError("a"), ExitCode.DIVERGED),
     ):
         assert explain(error) == (code, "a")
+    assert explain(InputError("noise", "is 2", "use 0"))[0] is ExitCode.BAD_SPEC
 
 
 def test_torch_out_of_memory_on_the_cpu() -> None:

@@ -8,8 +8,8 @@ from app.engine.schedule import Schedule
 
 
 def schedule(kind: str, **fields: float) -> Schedule:
-    values = {
-        "peak_lr": 4e-3, "phase_tokens": 100_000, "warmup_tokens": 10_000, "decay_fraction": 0.2,
+    values: dict[str, float] = {
+        "peak_lr": 4e-3, "num_tokens": 100_000, "warmup_tokens": 10_000, "decay_fraction": 0.2,
         "final_lr_fraction": 0.1,
     }  # fmt: skip
     return Schedule(kind=kind, **(values | fields))  # type: ignore[arg-type]
@@ -18,10 +18,10 @@ def schedule(kind: str, **fields: float) -> Schedule:
 TOKENS = range(500, 100_001, 500)
 
 
-def test_trunk_warms_up_and_holds_its_peak() -> None:
-    trunk = schedule("trunk")
+def test_a_constant_rate_warms_up_and_holds_its_peak() -> None:
+    constant = schedule("constant")
     expected = np.interp(TOKENS, [0, 10_000, 100_000], [0, 4e-3, 4e-3])
-    np.testing.assert_allclose([trunk.learning_rate(t) for t in TOKENS], expected, rtol=1e-14)
+    np.testing.assert_allclose([constant.learning_rate(t) for t in TOKENS], expected, rtol=1e-14)
 
 
 def test_wsd_is_piecewise_linear_in_tokens() -> None:
@@ -58,3 +58,44 @@ def test_the_last_step_is_exactly_on_the_floor_and_the_first_above_zero(kind: st
 def test_a_decay_of_no_length_never_leaves_the_peak() -> None:
     flat = schedule("wsd", decay_fraction=0.0, warmup_tokens=0)
     assert {flat.learning_rate(t) for t in TOKENS} == {4e-3}
+
+
+# --- power -------------------------------------------------------------------------------------------------
+
+
+def power(**fields: float) -> Schedule:
+    options = {
+        "peak_lr": 0.02, "num_tokens": 10**9, "warmup_tokens": 10**7, "batch_tokens": 2**19, "power_amplitude": 4.0,
+        "power_exponent": -0.51,
+    }  # fmt: skip
+    return schedule("power", **(options | fields))
+
+
+def test_power_is_the_papers_equation() -> None:
+    # Eq. 7 and 8 of arXiv 2408.13359 with its a, b and peak, a batch of 128 sequences of 4096 and linear decay.
+    for tokens in (10**7, 10**8, 5 * 10**8, 8 * 10**8):
+        assert power().learning_rate(tokens) == pytest.approx(min(0.02, 128 * 4 * tokens**-0.51), rel=1e-12)
+    assert power().learning_rate(5 * 10**6) == pytest.approx(0.5 * 0.02)
+    held = 128 * 4 * (8 * 10**8) ** -0.51
+    assert power().learning_rate(9 * 10**8) == pytest.approx(held * 0.55, rel=1e-12)
+    assert power().learning_rate(10**9) == pytest.approx(held * 0.1, rel=1e-12)
+
+
+def test_power_knows_neither_the_runs_length_nor_a_tokens_batch() -> None:
+    longer, smaller = power(num_tokens=10**11), power(batch_tokens=2**18)
+    for tokens in (6 * 10**8, 8 * 10**8):
+        assert longer.learning_rate(tokens) == power().learning_rate(tokens)
+        # Half the batch takes two steps at half the rate.
+        assert 2 * smaller.learning_rate(tokens) == pytest.approx(power().learning_rate(tokens), rel=1e-12)
+
+
+# --- where in the schedule a phase starts ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["wsd", "cosine", "power", "constant"])
+def test_a_phase_reads_its_schedule_from_where_it_starts(kind: str) -> None:
+    fields = {"power_amplitude": 1.0, "power_exponent": -0.5}
+    whole, later = schedule(kind, **fields), schedule(kind, tokens_before=30_000, **fields)
+    assert [later.learning_rate(t) for t in (500, 60_000, 70_000)] == [
+        whole.learning_rate(t) for t in (30_500, 90_000, 100_000)
+    ]

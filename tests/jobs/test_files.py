@@ -10,6 +10,7 @@ import pytest
 from app.contract import (
     EvaluationSpec,
     EventLine,
+    GrowthSpec,
     MetricLine,
     ModelSpec,
     Result,
@@ -25,13 +26,14 @@ from fitting.errors import InputError
 
 def design(**changes: object) -> GrowthDesign:
     values: dict[str, object] = {
-        "name": "d", "cohort": "c", "corpus": "k", "corpus_dir": "/k", "num_base_layers": 2, "order": "stack",
+        "name": "d", "cohort": "c", "corpus": "k", "corpus_dir": "/k",
         "target_model": ModelSpec(
             num_layers=8, hidden_size=64, num_heads=2, num_kv_heads=2, intermediate_size=176, vocab_size=1024,
             context_length=128,
         ),
-        "growth_timing_tokens": 1_200_000, "token_budget": 2_000_000, "training": TrainingSpec(tokens=2_000_000, peak_lr=4e-3),
-        "optimizer_state_policy": "reset", "evaluation": EvaluationSpec(every_tokens=10_000), "init_seed": 0, "data_seed": 0,
+        "growth": GrowthSpec(num_base_layers=2, growth_timing_tokens=1_200_000),
+        "token_budget": 2_000_000, "training": TrainingSpec(tokens=2_000_000, peak_lr=4e-3),
+        "evaluation": EvaluationSpec(every_tokens=10_000), "init_seed": 0, "data_seed": 0,
         "device": "cpu", "precision": "fp32", "checkpoint_every_tokens": 100_000,
     }  # fmt: skip
     return GrowthDesign(**values | changes)  # type: ignore[arg-type]
@@ -49,13 +51,30 @@ def test_arms_get_equal_flops() -> None:
     assert arm_spec(design(), "base_only", "r").model.num_layers == 2
 
 
+def test_arms_of_a_width_growth_get_equal_flops_too() -> None:
+    wider = design(growth=GrowthSpec(num_base_layers=8, growth_timing_tokens=1_200_000, width_factor=2))
+    arms = {role: arm_spec(wider, role, "r") for role in ("grown", "scratch", "base_only")}
+    for spec in arms.values():
+        assert total_flops(spec) == pytest.approx(7.176192e12, rel=3e-4)
+    base = arms["base_only"].model
+    assert (base.num_layers, base.hidden_size, base.num_heads) == (8, 32, 1)
+    assert (base.head_size, base.intermediate_size) == (32, 88)
+
+
+def test_the_base_may_have_a_batch_of_its_own() -> None:
+    training = TrainingSpec(tokens=2_000_000, peak_lr=4e-3, base_batch_sequences=3)
+    grown = arm_spec(design(training=training), "grown", "r")
+    assert grown.growth is not None
+    assert grown.growth.growth_timing_tokens == 3125 * 3 * 128
+
+
 def test_a_base_that_eats_the_budget_is_refused() -> None:
     # 7.176192e12 / 1,191,936 = 6.02M tokens is all that the base can see.
     with pytest.raises(InputError, match="grow before 6,01") as caught:
-        arm_spec(design(growth_timing_tokens=6_100_000), "grown", "r")
+        arm_spec(design(growth=GrowthSpec(num_base_layers=2, growth_timing_tokens=6_100_000)), "grown", "r")
     assert caught.value.field == "growth_timing_tokens"
     with pytest.raises(InputError, match="one batch"):
-        arm_spec(design(token_budget=100, growth_timing_tokens=100), "scratch", "r")
+        arm_spec(design(token_budget=100), "scratch", "r")
 
 
 def test_specs_survive_their_file(tmp_path: Path) -> None:
