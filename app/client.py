@@ -86,8 +86,11 @@ class Growthlaw:
 
     def grow(self, design: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
         """`POST /grow`: the group of jobs that was started."""
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else None
-        return self._call("POST", "/grow", body=design, headers=headers)
+        return self._call("POST", "/grow", body=design, headers=self._once(idempotency_key))
+
+    def train(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
+        """`POST /jobs`: the job of the one run that was started."""
+        return self._call("POST", "/jobs", body=body, headers=self._once(idempotency_key))
 
     def jobs(self, **query: Any) -> Json:
         return self._call("GET", "/jobs", query=query)
@@ -123,6 +126,10 @@ class Growthlaw:
                 return points
             query["after"] = page["next"]
 
+    def import_bundled_runs(self, *, dry_run: bool = False) -> Json:
+        """`POST /runs/import`: the grid of growth runs that ships with Growthlaw."""
+        return self._call("POST", "/runs/import", body={"bundled": True}, query={"dry_run": dry_run})
+
     def guidelines(self, **query: Any) -> Json:
         return self._call("GET", "/guidelines", query=query)
 
@@ -155,6 +162,10 @@ class Growthlaw:
                 raise NoService(f"the event stream of {job_id} broke {breaks} times: {trouble}")
             # 0.2, 0.4, 0.8 ... s: long enough for a service that is being restarted.
             time.sleep(0.1 * 2**breaks)
+
+    @staticmethod
+    def _once(idempotency_key: str | None) -> dict[str, str] | None:
+        return {"Idempotency-Key": idempotency_key} if idempotency_key else None
 
     @staticmethod
     def _item(collection: str, item_id: str) -> str:

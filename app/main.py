@@ -22,7 +22,7 @@ from fastapi import FastAPI
 from sqlalchemy.exc import DatabaseError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from app.api import corpora, grow, guidelines, health, jobs, problems, recommend, runs
+from app.api import corpora, grow, guidelines, health, imports, jobs, problems, recommend, runs, train
 from app.api.service import Service
 from app.guidelines.refitter import Refitter
 from app.jobs.supervisor import Supervisor
@@ -65,11 +65,11 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Whether, when and by how much to grow a model during pre-training, learned from your own runs.",
         lifespan=lifespan,
     )
-    app.state.service = Service(settings, database, supervisor)
+    app.state.service = Service(settings, database, supervisor, refitter)
     # A page of another site must not reach a loopback service through a name that it lets point here.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS, "[::1]"])
     problems.install(app)
-    for module in (recommend, grow, jobs, runs, guidelines, corpora, health):
+    for module in (recommend, grow, train, jobs, imports, runs, guidelines, corpora, health):
         app.include_router(module.router)
     return app
 

@@ -117,7 +117,12 @@ def growth_data(table: pd.DataFrame) -> GrowthData:
         warnings.append(f"{num_random} grown run(s) with growth_timing_tokens 0 (random stacks) are not fitted")
     scratch_tokens = np.asarray(grown["compute_flops"] / grown["target_flops_per_token"], dtype=np.float64)
     scratch, scratch_compute = _scratch_rows(single, grown, scratch_tokens)
-    control, how = _controls(grown, single, scratch_tokens)
+    control, how, num_unequal = _controls(grown, single, scratch_tokens)
+    if num_unequal:
+        warnings.append(
+            f"{num_unequal} control_id(s) name a run of another size or of more than {EQUAL_COMPUTE_TOLERANCE:.0%} other "
+            "compute; those controls are not taken"
+        )
     paired = np.isfinite(control)
     if not paired.any():
         raise ValueError(
@@ -197,22 +202,29 @@ def _scratch_rows(single: pd.DataFrame, grown: pd.DataFrame, scratch_tokens: Arr
     return rows.where(order), all_compute[order]
 
 
-def _controls(grown: pd.DataFrame, single: pd.DataFrame, scratch_tokens: Array) -> tuple[Array, np.ndarray]:
-    """Control loss (R,), nan where there is none, and where each comes from: stated, run or curve."""
+def _controls(grown: pd.DataFrame, single: pd.DataFrame, scratch_tokens: Array) -> tuple[Array, np.ndarray, int]:
+    """Control loss (R,), nan where there is none, where each comes from (stated, run or curve), and refused controls.
+
+    A control that is named is taken where it is one: the same target at equal FLOPs.
+    """
     control = _column(grown, "control_loss").copy()
     how = np.where(np.isfinite(control), "stated", "none").astype(object)
-    by_id = dict(zip(single["run_id"].astype(str), single["final_loss"], strict=True))
+    names = single["run_id"].astype(str).to_numpy()
+    num_unequal = 0
     sizes, compute = _column(single, "target_params"), _column(single, "compute_flops")
     losses, tokens = _column(single, "final_loss"), _column(single, "grown_tokens")
     target, total = _column(grown, "target_params"), _column(grown, "compute_flops")
     for row, name in enumerate(grown["control_id"]):
         if np.isfinite(control[row]):
             continue
-        if name is not None and str(name) in by_id:
-            control[row], how[row] = float(by_id[str(name)]), "run"
-            continue
         same = np.abs(sizes / target[row] - 1) < SAME_SIZE
         equal = same & (np.abs(compute / total[row] - 1) <= EQUAL_COMPUTE_TOLERANCE)
+        named = names == str(name)
+        if name is not None and named.any():
+            if (named & equal).any():
+                control[row], how[row] = float(losses[named & equal].mean()), "run"
+                continue
+            num_unequal += 1
         # Of many runs at equal FLOPs (points of a curve) the nearest ones; of several seeds there, their mean.
         if equal.any():
             gap = np.where(equal, np.abs(np.log(compute / total[row])), np.inf)
@@ -221,7 +233,7 @@ def _controls(grown: pd.DataFrame, single: pd.DataFrame, scratch_tokens: Array) 
             read = _between(np.log(tokens[same]), np.log(losses[same]), float(np.log(scratch_tokens[row])))
             if np.isfinite(read):
                 control[row], how[row] = float(np.exp(read)), "curve"
-    return control, how
+    return control, how, num_unequal
 
 
 def _control_labels(points: GrowthPoints, control: Array, how: np.ndarray) -> np.ndarray:

@@ -91,10 +91,14 @@ def grow_body() -> Callable[..., dict[str, Any]]:
 
 @dataclass
 class RunningService:
-    """`growthlaw serve` as a process; it can be killed and started again over the same data directory."""
+    """`growthlaw serve` as a process; it can be killed and started again over the same data directory.
+
+    ``installation`` is the folder whose `app` runs: this checkout, or a copy that ships other data.
+    """
 
     data_dir: Path
     options: tuple[str, ...] = ()
+    installation: Path = Path(__file__).parents[1]
     process: subprocess.Popen[bytes] | None = None
     client: Growthlaw | None = None
 
@@ -104,7 +108,7 @@ class RunningService:
         with open(self.data_dir / "service.log", "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data-dir", str(self.data_dir), *self.options],
-                stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+                stdout=log, stderr=log, cwd=self.installation, env=os.environ | {"PYTHONPATH": str(self.installation)},
             )  # fmt: skip
         wait_until(lambda: service_file.exists() or self.process.poll() is not None, "the service starts")  # type: ignore[union-attr]
         assert self.process.poll() is None, (self.data_dir / "service.log").read_text()

@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.problems import Problem, responses
 from app.api.service import Service, ServiceDep
+from app.ingest.importing import SOURCE
 from app.store import guidelines as guideline_store
 from app.store import runs as run_store
 from fitting.flops import Shape
 from fitting.guideline import Guideline
 from fitting.published import published_guideline
-from fitting.recommendation import Recommendation, Request, recommend
+from fitting.recommendation import Recommendation, Request, recommend, with_alternatives_from
 
 router = APIRouter(tags=["recommend"])
 
@@ -113,4 +114,16 @@ def find_guideline(service: Service, name: str, cohort: str | None) -> Guideline
 @router.post("/recommend", responses=responses(422))
 def post_recommend(body: Annotated[RecommendBody, Body()], service: ServiceDep) -> Recommendation:
     request = body.to_request()
-    return recommend(request, find_guideline(service, body.guideline, body.cohort))
+    guideline = find_guideline(service, body.guideline, body.cohort)
+    return with_alternatives_from(
+        recommend(request, guideline), request, imported_guidelines(service, guideline.cohort)
+    )
+
+
+def imported_guidelines(service: Service, cohort: str | None) -> list[Guideline]:
+    """The active guidelines of cohorts that hold imported runs, but for `cohort`."""
+    with service.database.read() as session:
+        names = [name for name in run_store.cohorts_of_source(session, SOURCE) if name != cohort]
+        active = [guideline_store.active_guideline(session, name) for name in names]
+    found = [service.guideline(row.id) for row in active if row is not None]
+    return [guideline for guideline in found if guideline is not None]

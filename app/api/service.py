@@ -12,6 +12,7 @@ from app.api.problems import Problem
 from app.contract import NAME_PATTERN
 from app.corpus.shards import Manifest, read_manifest
 from app.guidelines.refit import load_guideline
+from app.guidelines.refitter import Refitter
 from app.jobs.supervisor import Supervisor
 from app.settings import Settings
 from app.store.database import Database
@@ -48,8 +49,8 @@ def page_query(
 
 
 class Service:
-    def __init__(self, settings: Settings, database: Database, supervisor: Supervisor) -> None:
-        self.settings, self.database, self.supervisor = settings, database, supervisor
+    def __init__(self, settings: Settings, database: Database, supervisor: Supervisor, refitter: Refitter) -> None:
+        self.settings, self.database, self.supervisor, self.refitter = settings, database, supervisor, refitter
         self._guidelines: dict[str, Guideline] = {}
 
     def guideline(self, guideline_id: str) -> Guideline | None:

@@ -36,8 +36,8 @@ def demo(quick: bool, data_dir: Path, as_json: bool) -> None:
 
     from app.demo.design import FULL, QUICK
     from app.demo.live import JobFailed
-    from app.demo.service_process import ServiceDidNotStart, running_service
-    from app.demo.story import pause_arms, run_demo
+    from app.demo.story import run_demo
+    from app.service_process import ServiceDidNotStart, pause_jobs, running_service
 
     for signum in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(signum, _interrupt)
@@ -50,7 +50,7 @@ def demo(quick: bool, data_dir: Path, as_json: bool) -> None:
                 result = run_demo(client, QUICK if quick else FULL, data_dir, console)
             except KeyboardInterrupt:
                 console.print("\nstopping: the runs save and pause ...")
-                if pause_arms(client):
+                if pause_jobs(client):
                     console.print("Paused. The same command goes on with them.")
                 raise
     except (JobFailed, ServiceDidNotStart, TimeoutError) as error:

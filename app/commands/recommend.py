@@ -100,7 +100,15 @@ def print_answer(answer: dict[str, Any]) -> None:
         click.echo(f"  ! {warning}")
     if answer["alternatives"]:
         columns = ("growth_factor", "base_params", "growth_timing_tokens", "grown_tokens", "decision", "delta_nats")
-        print_table(columns, [[row[name] for name in columns] for row in answer["alternatives"]])
+        own = [row for row in answer["alternatives"] if not row["guideline"]]
+        print_table(columns, [[row[name] for name in columns] for row in own])
+    for row in answer["alternatives"]:
+        if row["guideline"]:
+            click.echo(
+                f"  elsewhere       {row['guideline']['name']} ({row['grade']}): {row['decision']}, x{row['growth_factor']:g} "
+                f"after {short(row['growth_timing_tokens'])} tokens: {row['delta_nats']:+.4f} nats"
+                f"{_interval(row['delta_interval'])}"
+            )
 
 
 def _model(model: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
-"""`growthlaw runs`: the stored run table."""
+"""`growthlaw runs`: the stored run table, the runs that ship with Growthlaw, and the report on such a folder of runs."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,10 +14,13 @@ COLUMNS = (
     "compute_flops", "final_loss",
 )  # fmt: skip
 
+# A bundle of some hundred runs is stored in seconds; a slow disk may take longer.
+IMPORT_SECONDS = 300.0
+
 
 @click.group()
 def runs() -> None:
-    """List stored runs and their points."""
+    """List stored runs and their points, import the bundled ones, report on a folder of runs."""
 
 
 @runs.command("list")
@@ -70,3 +74,37 @@ def points(url: str | None, as_json: bool, run_id: str, metric: str | None) -> N
         return
     columns = ("seq", "phase", "tokens", "compute_flops", "metric", "value", "unit")
     print_table(columns, [[row[name] for name in columns] for row in rows])
+
+
+@runs.command("import")
+@click.option("--bundled", is_flag=True, required=True, help="The grid of growth runs that ships with Growthlaw.")
+@click.option("--dry-run", is_flag=True, help="Check everything against the store and add nothing.")
+@url_option
+@json_option
+def import_runs(url: str | None, as_json: bool, bundled: bool, dry_run: bool) -> None:
+    """Store the runs that ship with Growthlaw, with their points; a second time adds nothing."""
+    from app.client import Growthlaw
+
+    with Growthlaw(url, timeout_seconds=IMPORT_SECONDS) as client:
+        done = client.import_bundled_runs(dry_run=dry_run)
+    if as_json:
+        emit_json(done)
+        return
+    columns = ("cohort", "num_runs_added", "num_runs_known", "num_points_added")
+    print_table(columns, [[cohort[name] for name in columns] for cohort in done["cohorts"]])
+    if not dry_run:
+        click.echo("Guidelines are refitted now; ask one with `growthlaw recommend --guideline active --cohort NAME`.")
+
+
+@runs.command()
+@click.argument("runs_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Folder to write to."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of all resampling.")
+def report(runs_dir: Path, out: Path, seed: int) -> None:
+    """Write REPORT.md with figures on the growth runs of RUNS_DIR (a folder with headers.csv): what they say and what not."""
+    from app.report.writing import write_report
+
+    for path in write_report(runs_dir, out, seed=seed):
+        click.echo(str(path))

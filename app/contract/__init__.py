@@ -34,6 +34,7 @@ from app.contract.checks import (
     SpecError,
 )
 from app.contract.corpora import CorpusSpec
+from app.contract.legs import FREE_FIELDS, check_leg
 from app.contract.lines import EventLine, ExitCode, MetricLine, Phase, Result, RunStatus
 from app.contract.specs import EvaluationSpec, GrowthSpec, ModelSpec, Spec
 from app.contract.training import TrainingSpec, TrunkSpec
@@ -45,6 +46,7 @@ __all__ = [
     "ENGINE_NUMERICS_VERSION",
     "EVENTS_FILE",
     "EXPORTS_DIR",
+    "FREE_FIELDS",
     "LARGEST_NUMBER",
     "LOG_FILE",
     "MAX_SEED",
@@ -66,6 +68,7 @@ __all__ = [
     "SpecError",
     "TrainingSpec",
     "TrunkSpec",
+    "check_leg",
     "read_corpus_spec",
     "read_result",
     "read_spec",

@@ -273,6 +273,13 @@ class Spec:
                 "choose tokens in between",
             )
         if self.trunk is not None:
+            require(
+                self.trunk.branch_tokens >= self.batch_tokens,
+                "trunk.branch_tokens",
+                self.trunk.branch_tokens,
+                f"one batch is {self.batch_tokens} tokens",
+                "branch at a checkpoint that the trunk kept",
+            )
             self.trunk.check(self.training)
 
     @property

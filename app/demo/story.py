@@ -17,6 +17,7 @@ from app.demo.conclusion import result_of, words
 from app.demo.curves import curve_of, plot_curves, speedup_of
 from app.demo.design import COHORT, CORPUS, VOCAB_SIZE, DemoDesign
 from app.demo.live import watch
+from app.service_process import bundled_corpus_job
 
 PLOT_FILE = "demo-curves.png"
 REFIT_SECONDS = 120.0
@@ -71,12 +72,8 @@ def run_demo(client: Growthlaw, design: DemoDesign, data_dir: Path, console: Con
 
 def prepare_corpus(client: Growthlaw, console: Console) -> None:
     """Have the bundled corpus prepared, unless the data directory holds it."""
-    if not any(corpus["name"] == CORPUS for corpus in client.corpora()):
-        unfinished = client.jobs(state=["queued", "running", "paused"], limit=1000)["data"]
-        waiting = [job for job in unfinished if job["kind"] == "corpus" and job["name"] == CORPUS]
-        job = waiting[0] if waiting else client.prepare_corpus(CORPUS, vocab_size=VOCAB_SIZE)
-        if job["state"] == "paused":
-            client.resume(job["id"])
+    job = bundled_corpus_job(client, CORPUS, VOCAB_SIZE)
+    if job is not None:
         watch(client, {"corpus": job["id"]}, console)
     (corpus,) = (corpus for corpus in client.corpora() if corpus["name"] == CORPUS)
     train, validation = corpus["train"], corpus["validation"]
@@ -112,17 +109,6 @@ def train_arms(client: Growthlaw, design: DemoDesign, console: Console) -> dict[
             client.resume(job["id"])
     watch(client, {role: job["id"] for role, job in jobs.items()}, console)
     return {role: client.run(job["run_id"]) for role, job in jobs.items()}
-
-
-def pause_arms(client: Growthlaw) -> int:
-    """Ask every job that waits or runs to save and stop; returns how many there were, when all have."""
-    active = client.jobs(state=["queued", "running"], limit=1000)["data"]
-    for job in active:
-        client.pause(job["id"])
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and client.jobs(state=["queued", "running"])["data"]:
-        time.sleep(0.2)
-    return len(active)
 
 
 def _wait_for_guideline(client: Growthlaw, run_ids: set[str]) -> dict[str, Any]:

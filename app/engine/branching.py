@@ -9,22 +9,15 @@ the same, and the learning rates of all steps up to there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from app.contract import Spec, read_spec
-from app.engine.checkpoint_files import FREE_FIELDS, Checkpoint, fingerprint
+from app.contract import Spec, SpecError, check_leg, read_spec
+from app.engine.checkpoint_files import Checkpoint, fingerprint
 from app.engine.checkpoints import CheckpointFolder
 from app.engine.errors import BadSpecError
 from app.engine.plan import PhasePlan, plan_phases
-from app.records import to_dict
 
-# What a leg has of its own; of training, what only decides how and when it decays, which the rates themselves are
-# compared for.
-OWN_FIELDS = (*FREE_FIELDS, "cohort", "corpus", "trunk", "evaluation")
-OWN_TRAINING_FIELDS = ("tokens", "schedule", "decay_fraction", "final_lr_fraction")
 NUM_COMPARED_RATES = 1000
 
 
@@ -44,7 +37,10 @@ def open_branch(spec: Spec, phases: tuple[PhasePlan, ...], content_hash: str) ->
             f"trunk.trunk_run_dir is {str(trunk_dir)!r}, but its spec cannot be read ({error}); name the run directory "
             "of a trunk"
         ) from None
-    _require_same_recipe(to_dict(spec), to_dict(trunk))
+    try:
+        check_leg(spec, trunk)
+    except SpecError as error:
+        raise BadSpecError(str(error)) from None
     last = phases[-1]
     branch_steps = spec.trunk.branch_tokens // last.batch_tokens
     _require_same_rates(phases, plan_phases(trunk), branch_steps)
@@ -62,22 +58,6 @@ def open_branch(spec: Spec, phases: tuple[PhasePlan, ...], content_hash: str) ->
     # A curve of its own: the trunk's lines are in the trunk's file.
     progress = replace(checkpoint.progress, next_seq=1, elapsed_seconds=0.0)
     return replace(checkpoint, progress=progress)
-
-
-def _require_same_recipe(leg: Mapping[str, Any], trunk: Mapping[str, Any]) -> None:
-    for field, value in leg.items():
-        if field in OWN_FIELDS:
-            continue
-        ours, theirs = ({"": value}, {"": trunk[field]}) if field != "training" else (value, trunk[field])
-        for name in ours:
-            if field == "training" and name in OWN_TRAINING_FIELDS:
-                continue
-            if ours[name] != theirs[name]:
-                full_name = f"{field}.{name}" if name else field
-                raise BadSpecError(
-                    f"{full_name} is {ours[name]!r}, but the trunk was trained with {theirs[name]!r}; a leg goes on as "
-                    "its trunk began: use the trunk's value"
-                )
 
 
 def _require_same_rates(leg: tuple[PhasePlan, ...], trunk: tuple[PhasePlan, ...], branch_steps: int) -> None:

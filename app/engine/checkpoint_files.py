@@ -28,7 +28,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from app.contract import CHECKPOINTS_DIR, Spec
+from app.contract import CHECKPOINTS_DIR, FREE_FIELDS, Spec
 from app.engine.errors import BadDataError, BadSpecError
 from app.engine.healing import Healing
 from app.engine.plan import TrainedPhase
@@ -36,12 +36,6 @@ from app.records import from_dict, to_dict
 
 PROGRESS_FILE = "checkpoint.json"
 CHECKPOINT_VERSION = 2
-# Fields that do not change what a run learns; all others must be the same when it goes on. Another number of processes
-# adds the same numbers up in another order, which a run must survive: machines come and go.
-FREE_FIELDS = (
-    "run_id", "name", "corpus_dir", "device", "num_threads", "num_processes", "checkpoint_every_tokens",
-    "keep_checkpoints_at_tokens", "micro_batch_sequences", "compile", "activation_checkpointing",
-)  # fmt: skip
 
 Keep = Literal["recent", "run", "always"]
 Tensors = Mapping[str, torch.Tensor]

@@ -26,7 +26,6 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from app.contract import CHECKPOINTS_DIR, METRICS_FILE
 from app.engine.checkpoint_files import (
-    FREE_FIELDS,
     PROGRESS_FILE,
     Checkpoint,
     DamagedError,
@@ -47,7 +46,6 @@ from app.engine.errors import BadDataError, BadSpecError
 from app.records import fsync_dir, to_dict, write_json_atomically
 
 __all__ = [
-    "FREE_FIELDS",
     "Checkpoint",
     "CheckpointFolder",
     "Keep",

@@ -24,12 +24,13 @@ def refit_cohort(database: Database, cohort: str) -> str | None:
     """Fit the cohort's ended runs and store the result as its active version.
 
     Returns:
-        The id of the new version; None where no run has finished, or nothing changed since the active version.
+        The id of the new version; None where no run has a final loss (trunks alone decide nothing), or nothing changed
+        since the active version.
     """
     with database.read() as session:
         runs = run_store.cohort_frame(session, cohort)
         active = guideline_store.active_guideline(session, cohort)
-    if not (runs["status"] == "finished").any():
+    if not ((runs["status"] == "finished") & runs["is_final"].astype(bool)).any():
         return None
     if active is not None and active.data_hash == data_hash(read_runs(runs, cohort=cohort)):
         return None

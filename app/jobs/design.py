@@ -99,6 +99,28 @@ def arm_spec(design: GrowthDesign, role: str, run_id: str) -> Spec:
     )
 
 
+def in_whole_batches(spec: Spec) -> Spec:
+    """The same run with its lengths cut to the whole batches that the engine trains, so that plan and result agree.
+
+    Raises:
+        SpecError: what is left of a length contradicts another.
+    """
+    batch_tokens = spec.batch_tokens
+    growth, trunk = spec.growth, spec.trunk
+    if growth is not None:
+        timing_tokens = _cut(growth.growth_timing_tokens, spec.base_batch_sequences * spec.model.context_length)
+        growth = replace(growth, growth_timing_tokens=timing_tokens)
+    if trunk is not None:
+        trunk = replace(trunk, branch_tokens=_cut(trunk.branch_tokens, batch_tokens))
+    return replace(
+        spec,
+        training=replace(spec.training, tokens=_cut(spec.training.tokens, batch_tokens)),
+        growth=growth,
+        trunk=trunk,
+        keep_checkpoints_at_tokens=tuple(sorted({_cut(at, batch_tokens) for at in spec.keep_checkpoints_at_tokens})),
+    )
+
+
 def check_corpus(spec: Spec, manifest: Manifest) -> None:
     """Refuse a run whose corpus is too small for one batch or for its validation windows.
 
@@ -119,16 +141,20 @@ def check_corpus(spec: Spec, manifest: Manifest) -> None:
 
 
 def total_tokens(spec: Spec) -> int:
-    """Tokens that a run reads from its corpus, all phases together."""
+    """Tokens that a run reads from its corpus, all phases together; a decay leg's include its trunk's part."""
     return spec.training.tokens + (spec.growth.growth_timing_tokens if spec.growth else 0)
 
 
 def total_flops(spec: Spec) -> float:
-    """Training FLOPs of a whole run."""
+    """Training FLOPs of a whole run; a decay leg's include its trunk's part."""
     flops = spec.training.tokens * flops_per_token(spec.model)
     if spec.growth is not None:
         flops += spec.growth.growth_timing_tokens * flops_per_token(spec.growth.base_model(spec.model))
     return flops
+
+
+def _cut(tokens: int, batch_tokens: int) -> int:
+    return tokens // batch_tokens * batch_tokens
 
 
 def _whole_batches(tokens: float, batch_tokens: int, field: str) -> int:

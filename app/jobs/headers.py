@@ -1,4 +1,12 @@
-"""The canonical run-table row of an engine run, from its spec before it starts and its result when it ends."""
+"""The canonical run-table row of an engine run, from its spec before it starts and its result when it ends.
+
+**Trunks and legs.** A trunk keeps checkpoints that decay legs leave from; both are runs of one cohort. A trunk on
+``constant`` ends before any decay, so its loss never counts as final; one on ``wsd`` or ``power`` decays behind its last
+branch and is a final run like any other. A leg is the undivided run that it equals bit for bit: its tokens and
+``compute_flops`` hold the trunk's part up to the branch, so that legs, undivided runs and controls compare at equal
+FLOPs. What a family really cost is therefore less than the sum of its rows: the trunk once, and of each leg what lies
+behind its branch. Rows of one ``trunk_id`` share that stretch of training and are no independent evidence of each other.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +24,17 @@ def decision_dataset(corpus: str) -> str:
     return f"{corpus}/validation"
 
 
+def never_decays(spec: Spec) -> bool:
+    """Whether the run is a trunk and no more, so that its last loss is a mid-schedule one."""
+    return spec.training.schedule == "constant"
+
+
 def recipe_of(spec: Spec, manifest: Manifest) -> dict[str, Any]:
-    """What all runs of a cohort must share for their losses to be compared; sizes, lengths and rates may differ."""
+    """What all runs of a cohort must share for their losses to be compared; sizes, lengths and rates may differ.
+
+    A run on ``constant`` counts as the legs that leave it: its rate is ``wsd``'s before the decay, whose share and
+    floor its spec names too.
+    """
     training = spec.training
     return {
         "corpus_hash": manifest.content_hash,
@@ -30,7 +47,7 @@ def recipe_of(spec: Spec, manifest: Manifest) -> dict[str, Any]:
         "beta2": training.beta2,
         "weight_decay": training.weight_decay,
         "gradient_clip": training.gradient_clip,
-        "schedule": training.schedule,
+        "schedule": "wsd" if never_decays(spec) else training.schedule,
         "decay_fraction": training.decay_fraction,
         "final_lr_fraction": training.final_lr_fraction,
         "num_validation_windows": spec.evaluation.num_windows,
@@ -72,7 +89,8 @@ def run_row(spec: Spec, manifest: Manifest, control_run_id: str | None) -> RunRo
         unique_tokens=manifest.splits["train"].num_tokens,
         init_seed=spec.init_seed,
         data_seed=spec.data_seed,
-        trunk_id=spec.run_id,
+        trunk_id=spec.run_id if spec.trunk is None else spec.trunk.trunk_id,
+        parent_run_id=None if spec.trunk is None else spec.trunk.trunk_id,
         control_id=control_run_id,
         target_flops_per_token=flops_per_token(model),
     )
@@ -94,12 +112,12 @@ def run_row(spec: Spec, manifest: Manifest, control_run_id: str | None) -> RunRo
     return row
 
 
-def result_columns(result: Result) -> dict[str, Any]:
+def result_columns(spec: Spec, result: Result) -> dict[str, Any]:
     """The columns that a run's end decides."""
     trunk = {} if result.trunk_id is None else {"trunk_id": result.trunk_id}
     return trunk | {
         "status": result.status,
-        "is_final": result.status == "finished",
+        "is_final": result.status == "finished" and not never_decays(spec),
         "final_loss": result.final_loss_nats,
         "grown_tokens": result.final_phase_tokens,
         "growth_timing_tokens": result.base_tokens,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-
-from sqlalchemy.orm import Session
 
 from app.contract import SPEC_FILE, CorpusSpec, Spec
 from app.corpus.shards import Manifest
@@ -16,13 +13,11 @@ from app.jobs.headers import DECISION_METRIC, decision_dataset, recipe_of, run_r
 from app.records import to_dict, write_json_atomically
 from app.store import jobs as job_store
 from app.store import runs as run_store
+from app.store.cohorts import CohortMismatch as CohortMismatch
+from app.store.cohorts import join_cohort
 from app.store.database import Database
 from app.store.ids import new_id
-from app.store.tables import CohortRow, JobRow
-
-
-class CohortMismatch(ValueError):
-    """A run's recipe differs from its cohort's, so its loss could not be compared with the others'."""
+from app.store.tables import JobRow
 
 
 def enqueue_arms(
@@ -34,15 +29,18 @@ def enqueue_arms(
     priority: int,
     request_key: str | None,
     request_hash: str | None,
+    control_run_id: str | None = None,
 ) -> dict[str, JobRow]:
-    """Queue the arms of one design (role -> spec) as a group; the scratch arm is the others' control.
+    """Queue the arms of one design (role -> spec) as a group.
+
+    The others' control is the scratch arm, else the run ``control_run_id``.
 
     Raises:
         CohortMismatch: the cohort holds runs of another recipe; nothing is queued.
         OSError: a spec cannot be written; nothing is queued.
     """
     group_id = new_id("group")
-    control = specs.get("scratch")
+    control_run_id = specs["scratch"].run_id if "scratch" in specs else control_run_id
     rows = {}
     for role, spec in specs.items():
         rows[role] = JobRow(
@@ -53,7 +51,7 @@ def enqueue_arms(
             group_id=group_id,
             run_id=spec.run_id,
             cohort=spec.cohort,
-            control_run_id=control.run_id if control is not None and role != "scratch" else None,
+            control_run_id=control_run_id if role != "scratch" else None,
             state="queued",
             priority=priority,
             run_dir=str((runs_dir / spec.run_id).resolve()),
@@ -61,13 +59,17 @@ def enqueue_arms(
             request_key=request_key,
             request_hash=request_hash,
         )
-    recipe = recipe_of(next(iter(specs.values())), manifest)
+    first = next(iter(specs.values()))
+    recipe = recipe_of(first, manifest)
     written: list[Path] = []
     try:
         for role, spec in specs.items():
             written.append(_write_spec(Path(rows[role].run_dir), spec))
         with database.write() as session:
-            _join_cohort(session, next(iter(specs.values())), recipe)
+            join_cohort(
+                session, first.cohort, recipe,
+                decision_metric=DECISION_METRIC, decision_dataset=decision_dataset(first.corpus),
+            )  # fmt: skip
             for role, row in rows.items():
                 run_store.add_run(session, run_row(specs[role], manifest, row.control_run_id))
                 job_store.add_job(session, row)
@@ -108,34 +110,3 @@ def _write_spec(run_dir: Path, spec: Spec | CorpusSpec) -> Path:
         shutil.rmtree(run_dir, ignore_errors=True)
         raise
     return run_dir
-
-
-def _join_cohort(session: Session, spec: Spec, recipe: dict[str, object]) -> None:
-    recipe_hash = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    cohort = run_store.get_cohort(session, spec.cohort)
-    if cohort is None:
-        run_store.add_cohort(
-            session,
-            CohortRow(
-                name=spec.cohort,
-                recipe=json.dumps(recipe, sort_keys=True),
-                recipe_hash=recipe_hash,
-                decision_metric=DECISION_METRIC,
-                decision_dataset=decision_dataset(spec.corpus),
-            ),
-        )
-    elif cohort.recipe_hash != recipe_hash and not run_store.has_usable_runs(session, spec.cohort):
-        # Nothing that could be compared was ever trained under the old recipe: a mended design may replace it.
-        cohort.recipe, cohort.recipe_hash = json.dumps(recipe, sort_keys=True), recipe_hash
-        cohort.decision_dataset = decision_dataset(spec.corpus)
-    elif cohort.recipe_hash != recipe_hash:
-        known = json.loads(cohort.recipe)
-        differences = ", ".join(
-            f"{field} {recipe.get(field)!r} against {known.get(field)!r}"
-            for field in sorted(known.keys() | recipe.keys())
-            if known.get(field) != recipe.get(field)
-        )
-        raise CohortMismatch(
-            f"cohort {spec.cohort!r} holds runs of another recipe ({differences}), and losses are compared only within "
-            "one; give this design another cohort name, or the cohort's recipe"
-        )

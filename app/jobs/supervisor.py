@@ -14,11 +14,12 @@ from pathlib import Path
 
 import structlog
 
-from app.contract import EVENTS_FILE, METRICS_FILE, EventLine, MetricLine
+from app.contract import EVENTS_FILE, METRICS_FILE, EventLine, MetricLine, Spec
 from app.jobs.headers import result_columns
 from app.jobs.local import LocalLauncher, ProcessId
 from app.jobs.outcome import Outcome, outcome_of
 from app.jobs.tail import read_new_lines
+from app.records import from_dict
 from app.store import jobs as job_store
 from app.store import runs as run_store
 from app.store.database import Database
@@ -178,7 +179,8 @@ class Supervisor:
             wish = fresh.wish if fresh is not None else None
             state, reason, values = self._next_state(job, outcome, wish)
             if outcome.result is not None and job.run_id is not None:
-                run_store.finish_run(session, job.run_id, **result_columns(outcome.result))
+                spec = from_dict(Spec, json.loads(job.spec))
+                run_store.finish_run(session, job.run_id, **result_columns(spec, outcome.result))
             elif state in ("cancelled", "failed") and job.run_id is not None:
                 run_store.stop_run(session, job.run_id, reason)
             job_store.set_state(session, job.id, state, reason, **values)

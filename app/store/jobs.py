@@ -24,6 +24,11 @@ def get_job(session: Session, job_id: str) -> JobRow | None:
     return session.get(JobRow, job_id)
 
 
+def job_of_run(session: Session, run_id: str) -> JobRow | None:
+    """The job that trained or will train a run; None where the run came from elsewhere."""
+    return session.scalars(select(JobRow).where(JobRow.run_id == run_id).limit(1)).first()
+
+
 def find_by_request_key(session: Session, request_key: str) -> Sequence[JobRow]:
     """The jobs that one request made."""
     return session.scalars(select(JobRow).where(JobRow.request_key == request_key).order_by(JobRow.id)).all()

@@ -28,6 +28,13 @@ def list_cohort_names(session: Session) -> Sequence[str]:
     return session.scalars(select(CohortRow.name).order_by(CohortRow.name)).all()
 
 
+def cohorts_of_source(session: Session, source: str) -> Sequence[str]:
+    """Names of the cohorts that hold runs of this source."""
+    return session.scalars(
+        select(RunRow.cohort).where(RunRow.source == source).distinct().order_by(RunRow.cohort)
+    ).all()
+
+
 def add_run(session: Session, run: RunRow) -> None:
     session.add(run)
     session.flush()
@@ -42,6 +49,11 @@ def stop_run(session: Session, run_id: str, reason: str) -> None:
     """End a run that will not finish: it keeps the tokens and FLOPs that its points say it has seen, no more."""
     by_phase = select(PointRow.phase, func.max(PointRow.tokens)).where(PointRow.run_id == run_id)
     seen: dict[str, int] = dict(session.execute(by_phase.group_by(PointRow.phase)).tuples().all())
+    run = get_run(session, run_id)
+    if seen and run is not None and run.parent_run_id is not None:
+        # The base phase of a decay leg was trained, whole, by its trunk, and its points are the trunk's.
+        trunk = get_run(session, run.parent_run_id)
+        seen["base"] = int(trunk.growth_timing_tokens) if trunk is not None else 0
     finish_run(
         session,
         run_id,

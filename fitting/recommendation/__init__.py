@@ -13,13 +13,17 @@ from fitting.guideline import Guideline
 from fitting.published import published_guideline
 from fitting.recommendation.answer import Recommendation
 from fitting.recommendation.by_rule import answer_by_rule
+from fitting.recommendation.elsewhere import with_alternatives_from
 from fitting.recommendation.from_laws import answer_from_laws
 from fitting.recommendation.loss_surface import Surface, surface
 from fitting.recommendation.observed import answer_from_observation, pairs_at
 from fitting.recommendation.request import Hardware, Request, refuse_unknown_wishes
 from fitting.recommendation.support import support
 
-__all__ = ["Hardware", "Recommendation", "Request", "Surface", "recommend", "refuse_unknown_wishes", "surface"]
+__all__ = [
+    "Hardware", "Recommendation", "Request", "Surface", "recommend", "refuse_unknown_wishes", "surface",
+    "with_alternatives_from",
+]  # fmt: skip
 
 
 def recommend(request: Request, guideline: Guideline) -> Recommendation:

@@ -74,7 +74,10 @@ class Accounting:
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """One growth factor on offer; ``decision`` is what this factor alone would give."""
+    """One growth factor on offer; ``decision`` is what this factor alone would give.
+
+    With ``guideline`` (id, name, cohort, num_runs) it is what another cohort's guideline would do, at its own best factor.
+    """
 
     growth_factor: float
     num_base_layers: int | None
@@ -88,6 +91,7 @@ class Alternative:
     delta_nats: float | None = None
     delta_interval: Interval | None = None
     grade: str | None = None
+    guideline: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,6 +77,16 @@ def test_pairs_have_the_delta_of_their_control(synthetic: pd.DataFrame) -> None:
     assert data.compute_flops[row] == pytest.approx(by_hand[0])
 
 
+def test_a_named_control_of_other_compute_is_not_taken(synthetic: pd.DataFrame) -> None:
+    table = read_growth_table(synthetic)[0]
+    right = growth_data(table)
+    grown = table["growth_factor"] > 1
+    cheapest = table.loc[table[~grown]["grown_tokens"].idxmin(), "run_id"]
+    wrong = growth_data(table.assign(control_id=np.where(grown, cheapest, None)))
+    assert np.array_equal(wrong.delta_nats, right.delta_nats)
+    assert f"{int(grown.sum())} control_id(s) name a run of another size" in " ".join(wrong.warnings)
+
+
 def test_control_loss_column_stands_in_for_scratch_runs(synthetic: pd.DataFrame) -> None:
     table = synthetic[synthetic["growth_factor"] > 1].copy()
     points = truth.points_of(

@@ -1,4 +1,5 @@
-"""The real service as a process of its own, on a free loopback port."""
+"""The real service as a process of its own, on a free loopback port, for a command that attends it; and what such
+commands ask of it alike: the bundled corpus, and that running jobs save and pause."""
 
 from __future__ import annotations
 
@@ -9,10 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from app.client import Growthlaw, NoService
+from app.client import Growthlaw, NoService, Refused
 
 START_SECONDS = 60.0
+PAUSE_SECONDS = 60.0
 LOG_FILE = "service.log"
 
 
@@ -30,7 +33,7 @@ def running_service(data_dir: Path) -> Iterator[Growthlaw]:
     data_dir.mkdir(parents=True, exist_ok=True)
     log_path = data_dir / LOG_FILE
     with open(log_path, "wb") as log:
-        # A session of its own: Ctrl-C reaches the demo alone, which then ends things in order.
+        # A session of its own: Ctrl-C reaches the command alone, which then ends things in order.
         process = subprocess.Popen(
             [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data-dir", str(data_dir)],
             stdin=subprocess.DEVNULL,
@@ -62,3 +65,30 @@ def _connect(process: subprocess.Popen[bytes], data_dir: Path, log_path: Path) -
                 return client
         time.sleep(0.05)
     raise ServiceDidNotStart(f"the service did not answer within {START_SECONDS:.0f} s; see {log_path}")
+
+
+def bundled_corpus_job(client: Growthlaw, name: str, vocab_size: int) -> dict[str, Any] | None:
+    """The job that prepares the bundled corpus, begun or taken up; None where the corpus stands."""
+    if any(corpus["name"] == name for corpus in client.corpora()):
+        return None
+    unfinished = client.jobs(state=["queued", "running", "paused"], limit=1000)["data"]
+    waiting = [job for job in unfinished if job["kind"] == "corpus" and job["name"] == name]
+    job = waiting[0] if waiting else client.prepare_corpus(name, vocab_size=vocab_size)
+    return client.resume(job["id"]) if job["state"] == "paused" else job
+
+
+def pause_jobs(client: Growthlaw, job_ids: set[str] | None = None) -> int:
+    """Ask jobs that wait or run to save and stop (all where None); returns how many there were, when all have."""
+
+    def active() -> list[dict[str, Any]]:
+        found = client.jobs(state=["queued", "running"], limit=1000)["data"]
+        return [job for job in found if job_ids is None or job["id"] in job_ids]
+
+    asked = active()
+    for job in asked:
+        with contextlib.suppress(Refused):  # it ended meanwhile
+            client.pause(job["id"])
+    deadline = time.monotonic() + PAUSE_SECONDS
+    while time.monotonic() < deadline and active():
+        time.sleep(0.2)
+    return len(asked)

@@ -1,0 +1,259 @@
+"""`growthlaw sweep`: plan, run, collect and check a grid of growth runs."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from app.commands.output import emit_json, json_option, print_table, short
+
+if TYPE_CHECKING:
+    from app.client import Growthlaw
+    from app.sweep.families import Design
+
+DEFAULT_RUNS_DIR = Path("data/runs")
+# Columns where the output goes to a file or a pipe.
+PIPE_WIDTH = 160
+# Shown of the cell table; all of it with --out or --json.
+SHOWN_COLUMNS = (
+    "place", "step", "cell", "timing_over_budget", "tokens", "tokens_per_parameter", "num_epochs", "compute_flops",
+    "core_seconds", "core_hours_so_far",
+)  # fmt: skip
+
+grid_argument = click.argument("grid", type=click.Path(path_type=Path, dir_okay=False))
+runs_dir_option = click.option(
+    "--runs-dir", default=DEFAULT_RUNS_DIR, show_default=True, type=click.Path(path_type=Path, file_okay=False),
+    help="Where collected runs stand.",
+)  # fmt: skip
+data_dir_option = click.option(
+    "--data-dir", envvar="GROWTHLAW_DATA_DIR", default="growthlaw-data", show_default=True,
+    type=click.Path(path_type=Path, file_okay=False), help="A service over it is started, unless --url is given.",
+)  # fmt: skip
+# Not from GROWTHLAW_URL: without --url the command starts a service of its own.
+service_url_option = click.option("--url", default=None, help="A service that runs already.")
+
+
+@click.group()
+def sweep() -> None:
+    """Plan, run, collect and check a grid of growth runs."""
+
+
+@sweep.command()
+@grid_argument
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the whole cell table as CSV.")
+@json_option
+def plan(grid: Path, out: Path | None, as_json: bool) -> None:
+    """Every cell in the order in which they run, what it costs, what was left out and why. Needs no service."""
+    from app.sweep.costs import step_totals
+    from app.sweep.plan import plan_rows
+    from app.sweep.runs_folder import as_text, csv_text
+
+    design = _design(grid)
+    rows, totals, costs = plan_rows(design), step_totals(design), design.grid.costs
+    core_hours = sum(total.core_seconds for total in totals) / 3600
+    within = costs.core_hours_at_least <= core_hours <= costs.core_hours_at_most
+    if out is not None:
+        text = csv_text(list(rows[0]), [{name: as_text(value) for name, value in row.items()} for row in rows])
+        out.write_text(text, encoding="utf-8")
+    if as_json:
+        emit_json(
+            {
+                "cells": rows,
+                "dropped": [vars(dropped) for dropped in design.dropped],
+                "totals": [vars(total) for total in totals],
+                "core_hours": core_hours,
+                "within_core_hours": within,
+            }
+        )
+        return
+    if out is None:
+        print_table(SHOWN_COLUMNS, [[row[name] for name in SHOWN_COLUMNS] for row in rows])
+    for dropped in design.dropped:
+        click.echo(f"left out in step {dropped.step}: {dropped.name}: {dropped.reason}")
+    click.echo()
+    print_table(
+        ("step", "families", "cells", "train FLOPs", "core-hours", "kept on disk", ""),
+        [
+            [t.step, t.num_families, t.num_cells, f"{t.train_flops:.3g}", f"{t.core_seconds / 3600:.2f}",
+             short(t.disk_bytes, "B"), t.title]
+            for t in totals
+        ],
+    )  # fmt: skip
+    span = f"{costs.core_hours_at_least:g} to {costs.core_hours_at_most:g}"
+    verdict = f"within the {span} planned" if within else f"NOT within the {span} planned"
+    click.echo(
+        f"{len(design.families)} families, {len(rows)} cells, {core_hours:.2f} core-hours: {verdict}; "
+        f"{short(sum(t.disk_bytes for t in totals), 'B')} on disk when all have run"
+    )
+
+
+@sweep.command()
+@grid_argument
+@data_dir_option
+@service_url_option
+@click.option("--steps", default="", help="Only these steps, e.g. 1,2.")
+@click.option("--families", "pattern", default="*", help="Only families whose names match, e.g. 'h48-*'.")
+@click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Pause after so many minutes.")
+@runs_dir_option
+@json_option
+def run(
+    grid: Path, data_dir: Path, url: str | None, steps: str, pattern: str, max_minutes: float | None, runs_dir: Path,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Train the cells through the service, one run a core. The same command goes on where it stopped.
+
+    Families that stand whole in --runs-dir are skipped. Ctrl-C, and the end of --max-minutes, let the runs save and pause.
+    """
+    from rich.console import Console
+
+    from app.sweep.check import standing_cells
+    from app.sweep.live import display
+    from app.sweep.runner import Sweep, families_to_run, have_corpus, hours
+    from app.sweep.runs_folder import read_headers
+
+    design = _design(grid)
+    standing = standing_cells(design, read_headers(runs_dir))
+    families, num_standing = families_to_run(design, standing, steps=_numbers(steps), pattern=pattern)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _interrupt)
+    console = Console(stderr=as_json)
+    if not console.is_terminal:
+        console = Console(stderr=as_json, width=PIPE_WIDTH)
+    console.print(
+        f"{len(families)} families to run, {num_standing} stand in {runs_dir}", highlight=False, soft_wrap=True
+    )
+    if not families:
+        return
+    deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+    with _service(data_dir, url) as client, display(console) as shown:
+        state = Sweep(client=client, grid=design.grid, families=families, display=shown)
+        try:
+            have_corpus(client, design.grid, shown)
+            ended = state.run(until=lambda: deadline is not None and time.monotonic() >= deadline)
+        except BaseException:
+            shown.say("stopping: the runs save and pause ...")
+            num_paused = state.pause(everything=url is None)
+            shown.say(f"{num_paused} run(s) paused. The same command goes on with them.")
+            raise
+        if not ended:
+            num_paused = state.pause(everything=url is None)
+            shown.say(
+                f"{max_minutes:g} minutes are over: {num_paused} run(s) paused. The same command goes on with them."
+            )
+    where = f"--url {url}" if url else f"--data-dir {data_dir}"
+    console.print(
+        f"{len(state.results)} cells stand in the service, {hours(state.seconds_left())} of this selection left; next: "
+        f"growthlaw sweep collect {grid} {where} --out {runs_dir}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    if as_json:
+        emit_json(
+            {
+                "ended": ended,
+                "results": state.results,
+                "failures": state.failures,
+                "core_seconds_left": state.total_core_seconds - state.done_core_seconds,
+            }
+        )
+    if state.failures:
+        raise click.ClickException("\n".join(state.failures))
+
+
+@sweep.command()
+@grid_argument
+@data_dir_option
+@service_url_option
+@click.option(
+    "--out", default=DEFAULT_RUNS_DIR, show_default=True, type=click.Path(path_type=Path, file_okay=False),
+    help="headers.csv, points.csv.xz and cohorts.json; runs that stand there are kept.",
+)  # fmt: skip
+@json_option
+def collect(grid: Path, data_dir: Path, url: str | None, out: Path, as_json: bool) -> None:
+    """Write the finished cells' headers and points into a folder, beside those of earlier chunks."""
+    from app.sweep.collect import collect as collect_runs
+
+    design = _design(grid)
+    with _service(data_dir, url) as client:
+        done = collect_runs(client, design, out)
+    if as_json:
+        emit_json(vars(done))
+    else:
+        click.echo(
+            f"{done.num_new} cells are new; {done.num_standing} cells and {done.num_points:,} points stand in {out}"
+        )
+
+
+@sweep.command()
+@grid_argument
+@runs_dir_option
+@click.option("--step", type=int, help="Only the cells of this step must be there.")
+@click.option("--partial", is_flag=True, help="Cells may be missing; what stands must be right.")
+@json_option
+def check(grid: Path, runs_dir: Path, step: int | None, partial: bool, as_json: bool) -> None:
+    """Hold the collected runs against the design: every cell's FLOPs, tokens, seeds and rates, none twice, none truncated.
+
+    Exit code 1 where a cell is missing (unless --partial) or anything is wrong.
+    """
+    from app.sweep.check import check_runs
+
+    design = _design(grid)
+    numbers = [known.number for known in design.grid.steps]
+    if step is not None and step not in numbers:
+        raise click.BadParameter(f"{step} is no step of the grid; use one of {numbers}", param_hint="--step")
+    verdict = check_runs(design, runs_dir, step=step)
+    if as_json:
+        emit_json(vars(verdict))
+    else:
+        for said in verdict.wrong:
+            click.echo(f"wrong: {said}")
+        diverged = f", {verdict.num_diverged} of them lost to divergence" if verdict.num_diverged else ""
+        missing = f", missing: {', '.join(verdict.missing)}" if verdict.missing else ""
+        click.echo(f"{verdict.num_cells - len(verdict.missing)} of {verdict.num_cells} cells{diverged}{missing}")
+    if verdict.wrong or (verdict.missing and not partial):
+        raise click.exceptions.Exit(1)
+
+
+def _design(path: Path) -> Design:
+    from app.sweep.bodies import check_design
+    from app.sweep.families import expand
+    from app.sweep.grid import read_grid
+
+    design = expand(read_grid(path))
+    check_design(design)
+    return design
+
+
+@contextlib.contextmanager
+def _service(data_dir: Path, url: str | None) -> Iterator[Growthlaw]:
+    """A client of the service at ``url``, or of one over ``data_dir`` that runs as long as the block."""
+    from app.client import Growthlaw
+    from app.service_process import ServiceDidNotStart, running_service
+
+    if url is not None:
+        with Growthlaw(url) as client:
+            yield client
+        return
+    try:
+        with running_service(data_dir) as client:
+            yield client
+    except ServiceDidNotStart as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise click.BadParameter(f"is {text!r}; write step numbers such as 1,2", param_hint="--steps") from None
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Being told to end, or losing the terminal, pauses the runs just as Ctrl-C does."""
+    raise KeyboardInterrupt
