@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +23,13 @@ from app.contract import CorpusSpec
 from app.corpus.prepare import prepare_corpus
 
 VOCAB_SIZE = 512
+# Read when torch is first imported, by tests and by the processes they start. Two test processes whose kernels each spin
+# on all cores take twice as long; models this small gain nothing from a second thread.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell starts background jobs with SIGINT ignored, and every process below inherits that: tests of Ctrl-C would wait
+# for nothing. A handler of our own is not inherited, so processes start with the system's default.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
