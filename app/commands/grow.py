@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import IO
 
 import click
 
-from app.commands.output import emit_json, json_option, print_table, url_option
+from app.commands.output import emit_json, json_option, print_table, read_body, url_option
 
 
 @click.command()
@@ -20,10 +18,7 @@ def grow(url: str | None, as_json: bool, design: IO[str], idempotency_key: str |
     """Start the growth DESIGN (a JSON file with the body of POST /grow; - reads standard input)."""
     from app.client import Growthlaw
 
-    try:
-        body = json.load(design)
-    except json.JSONDecodeError as error:
-        raise click.UsageError(f"{Path(design.name).name} is not JSON ({error}); see /docs of the service") from None
+    body = read_body(design)
     with Growthlaw(url) as client:
         growth = client.grow(body, idempotency_key=idempotency_key)
     if as_json:

@@ -1,10 +1,11 @@
-"""How verbs speak: JSON on one line for programs, tables and short numbers for people."""
+"""What verbs share: a JSON body read, and how they speak: JSON on one line for programs, tables and numbers for people."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import click
 from rich.console import Console
@@ -14,6 +15,14 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON i
 url_option = click.option(
     "--url", envvar="GROWTHLAW_URL", default=None, help="The service (GROWTHLAW_URL; default: loopback, port 8000)."
 )
+
+
+def read_body(file: IO[str]) -> Any:
+    """The JSON of a request's body from a file that a user names."""
+    try:
+        return json.load(file)
+    except json.JSONDecodeError as error:
+        raise click.UsageError(f"{Path(file.name).name} is not JSON ({error}); see /docs of the service") from None
 
 
 def emit_json(value: Any) -> None:

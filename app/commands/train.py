@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import IO
 
 import click
 
-from app.commands.output import emit_json, json_option, print_table, url_option
+from app.commands.output import emit_json, json_option, print_table, read_body, url_option
 
 
 @click.command()
@@ -23,10 +21,7 @@ def train(url: str | None, as_json: bool, body: IO[str], idempotency_key: str | 
     """
     from app.client import Growthlaw
 
-    try:
-        asked = json.load(body)
-    except json.JSONDecodeError as error:
-        raise click.UsageError(f"{Path(body.name).name} is not JSON ({error}); see /docs of the service") from None
+    asked = read_body(body)
     with Growthlaw(url) as client:
         job = client.train(asked, idempotency_key=idempotency_key)
     if as_json:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from llama_models import FAMILIES, HEAD_SIZE, NUM_HEADS, NUM_KV_HEADS, model_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -28,33 +28,9 @@ from app.engine.optimizer import apply_gradients, build_optimizer
 from fitting.errors import InputError
 from fitting.flops import Shape
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"attention_bias": True, "mlp_bias": True},
-    "llama tied": {"tie_word_embeddings": True},
-    "mistral": {"sliding_window": None},
-    "qwen2": {},
-    "qwen3": {},
-}
 DEPTH = Growth(operator="learn", layers=(0, 1, 0, 1, 1))
 WIDTH = Growth(operator="learn", width_factor=2)
-HEAD_SIZE, NUM_HEADS, NUM_KV_HEADS = 6, 4, 2
 KINDS = {"q_norm": "q_proj", "k_norm": "k_proj"}
-
-
-def model_of(family: str) -> PreTrainedModel:
-    """Two layers, four query heads on two key-value heads; gains and biases are no ones and zeros."""
-    config = AutoConfig.for_model(
-        family.split()[0], vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
-        num_attention_heads=NUM_HEADS, num_key_value_heads=NUM_KV_HEADS, head_dim=HEAD_SIZE,
-        max_position_embeddings=32, bos_token_id=None, eos_token_id=None, pad_token_id=None,
-        **{"tie_word_embeddings": False} | FAMILIES[family],
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return model
 
 
 def batches(seed: int = 1) -> Iterator[torch.Tensor]:

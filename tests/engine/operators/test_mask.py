@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from llama_models import FAMILIES, model_of
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import PreTrainedModel
 
 from app.engine import loss as loss_module
@@ -23,30 +22,9 @@ from app.engine.operators.base import Growth
 from app.engine.operators.mask import attach_mask
 from fitting.errors import InputError
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"attention_bias": True, "mlp_bias": True},
-    "llama tied": {"tie_word_embeddings": True},
-    "mistral": {"sliding_window": None},
-    "qwen2": {},
-    "qwen3": {"attention_bias": True},
-}
 DEPTH = Growth(operator="random", layers=(0, 1, 0, 1), seed=3)
 WIDTH = Growth(operator="random", width_factor=2, seed=3)
 GROWTHS = pytest.mark.parametrize("growth", [DEPTH, WIDTH], ids=["depth", "width"])
-
-
-def model_of(family: str) -> PreTrainedModel:
-    config = AutoConfig.for_model(
-        family.split()[0], vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=6, max_position_embeddings=32,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None, **{"tie_word_embeddings": False} | FAMILIES[family],
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return model
 
 
 def scatter(model: PreTrainedModel) -> PreTrainedModel:

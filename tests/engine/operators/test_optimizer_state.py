@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from llama_models import FAMILIES, model_of
 from transformers.modeling_utils import PreTrainedModel
 
 from app.contract import TrainingSpec
@@ -19,30 +19,8 @@ from app.engine.operators.optimizer_state import check_policy, grow_optimizer_te
 from app.engine.optimizer import apply_gradients, build_optimizer, load_optimizer_tensors, optimizer_tensors
 from fitting.errors import InputError
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"attention_bias": True, "mlp_bias": True},
-    "llama tied": {"tie_word_embeddings": True},
-    "mistral": {"sliding_window": None},
-    "qwen2": {},
-    "qwen3": {"attention_bias": True},
-}
 STACK = Growth(layers=(0, 1, 0, 1))
 TRAINING = TrainingSpec(tokens=10_000, peak_lr=1e-3, batch_sequences=1)
-
-
-def model_of(family: str) -> PreTrainedModel:
-    """Two layers, four query heads on two key-value heads; gains and biases are no ones and zeros."""
-    config = AutoConfig.for_model(
-        family.split()[0], vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=6, max_position_embeddings=32,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None, **{"tie_word_embeddings": False} | FAMILIES[family],
-    )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return model.double()
 
 
 def windows() -> torch.Tensor:
@@ -70,7 +48,7 @@ def names_of(model: PreTrainedModel) -> list[str]:
 @pytest.mark.parametrize("width_factor", [2, 3])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_width_direct_maps_moments_as_gradients_go(family: str, width_factor: int) -> None:
-    base, growth = model_of(family), Growth(width_factor=width_factor)
+    base, growth = model_of(family).double(), Growth(width_factor=width_factor)
     target = grow_model(base, growth)
     expected = gradients(target)
     state = grow_optimizer_tensors(as_state(gradients(base)), growth, base.config.to_dict(), names_of(target), "copy")
@@ -86,7 +64,7 @@ def test_width_direct_maps_moments_as_gradients_go(family: str, width_factor: in
 @pytest.mark.parametrize("operator", ["zero", "random"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_width_zero_and_masked_random_keep_the_gradients_of_old_entries(family: str, operator: Any) -> None:
-    base, growth = model_of(family), Growth(operator=operator, width_factor=2)
+    base, growth = model_of(family).double(), Growth(operator=operator, width_factor=2)
     target = grow_model(base, growth)
     if operator == "random":
         attach_mask(target, growth)
@@ -107,7 +85,7 @@ def test_width_zero_and_masked_random_keep_the_gradients_of_old_entries(family: 
 
 @pytest.mark.parametrize("operator", ["zero", "random"])
 def test_depth_zero_and_masked_random_keep_the_gradients_of_old_layers(operator: Any) -> None:
-    base, growth = model_of("qwen3"), Growth(operator=operator, layers=STACK.layers)
+    base, growth = model_of("qwen3").double(), Growth(operator=operator, layers=STACK.layers)
     target = grow_model(base, growth)
     if operator == "random":
         attach_mask(target, growth)
@@ -129,7 +107,7 @@ def test_depth_zero_and_masked_random_keep_the_gradients_of_old_layers(operator:
 
 
 def trained(family: str = "llama") -> tuple[PreTrainedModel, dict[str, dict[str, torch.Tensor]]]:
-    model = model_of(family).float()
+    model = model_of(family)
     optimizer = build_optimizer(model, TRAINING)
     for _ in range(2):
         next_token_loss(model, windows(), precision="fp32").backward()
