@@ -107,6 +107,24 @@ class Growthlaw:
     def resume(self, job_id: str) -> Json:
         return self._call("POST", self._item("jobs", job_id) + "/resume")
 
+    def retry(self, job_id: str) -> Json:
+        return self._call("POST", self._item("jobs", job_id) + "/retry")
+
+    def logs(self, job_id: str, *, max_bytes: int | None = None) -> Json:
+        """`GET /jobs/{id}/logs`: the end of what the job printed, as `text`."""
+        query = {} if max_bytes is None else {"max_bytes": max_bytes}
+        return self._call("GET", self._item("jobs", job_id) + "/logs", query=query)
+
+    def checkpoints(self, job_id: str) -> list[Json]:
+        """`GET /jobs/{id}/checkpoints`, oldest first."""
+        found: list[Json] = self._call("GET", self._item("jobs", job_id) + "/checkpoints")  # type: ignore[assignment]
+        return found
+
+    def workers(self) -> list[Json]:
+        """`GET /workers`: the machines that jobs run on, with their devices."""
+        found: list[Json] = self._call("GET", "/workers")  # type: ignore[assignment]
+        return found
+
     def runs(self, **query: Any) -> Json:
         return self._call("GET", "/runs", query=query)
 

@@ -22,9 +22,23 @@ from fastapi import FastAPI
 from sqlalchemy.exc import DatabaseError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from app.api import corpora, grow, guidelines, health, imports, jobs, problems, recommend, runs, train
+from app.api import (
+    corpora,
+    grow,
+    guidelines,
+    health,
+    imports,
+    job_files,
+    jobs,
+    problems,
+    recommend,
+    runs,
+    train,
+    workers,
+)
 from app.api.service import Service
 from app.guidelines.refitter import Refitter
+from app.jobs.launchers.local import LocalLauncher
 from app.jobs.supervisor import Supervisor
 from app.records import write_json_atomically
 from app.settings import LOOPBACK_HOSTS, Settings
@@ -48,7 +62,12 @@ def create_app(settings: Settings) -> FastAPI:
         folder.mkdir(parents=True, exist_ok=True)
     database = _open_database(settings)
     refitter = Refitter(database)
-    supervisor = Supervisor(database, num_slots=settings.num_slots, on_run_ended=refitter.ask)
+    supervisor = Supervisor(
+        database,
+        [LocalLauncher(settings.runs_dir.resolve(), num_slots=settings.num_slots)],
+        owner=f"{socket.gethostname()}:{settings.data_dir.resolve()}",
+        on_run_ended=refitter.ask,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -69,7 +88,7 @@ def create_app(settings: Settings) -> FastAPI:
     # A page of another site must not reach a loopback service through a name that it lets point here.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS, "[::1]"])
     problems.install(app)
-    for module in (recommend, grow, train, jobs, imports, runs, guidelines, corpora, health):
+    for module in (recommend, grow, train, jobs, job_files, workers, imports, runs, guidelines, corpora, health):
         app.include_router(module.router)
     return app
 

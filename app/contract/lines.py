@@ -22,6 +22,7 @@ class ExitCode(enum.IntEnum):
     DIVERGED = 70
     OUT_OF_MEMORY = 71
     NO_SPACE = 73
+    LOST_PROCESS = 74
     PAUSED = 75
 
 
@@ -42,7 +43,7 @@ class MetricLine:
 
 @dataclass(frozen=True, kw_only=True)
 class EventLine:
-    """One thing that happened, for people and for the job's story."""
+    """One thing that happened, for people and for the job's story; ``failed`` says the process's exit code too."""
 
     seq: int
     time: str
@@ -50,6 +51,7 @@ class EventLine:
     message: str
     phase: Phase | None = None
     tokens: int | None = None
+    exit_code: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,10 @@ class _Events:
         self._seq = len(path.read_bytes().splitlines()) if path.exists() else 0
         self._last = 0.0
 
-    def add(self, event: str, message: str) -> None:
-        line = EventLine(seq=self._seq, time=datetime.now(UTC).isoformat(), event=event, message=message)
+    def add(self, event: str, message: str, *, exit_code: int | None = None) -> None:
+        line = EventLine(
+            seq=self._seq, time=datetime.now(UTC).isoformat(), event=event, message=message, exit_code=exit_code
+        )
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(line)) + "\n")
         self._seq += 1
@@ -52,18 +54,22 @@ def main(run_dir: Path) -> ExitCode:
     try:
         spec = read_corpus_spec(run_dir)
     except ValueError as error:
-        events.add("failed", str(error))
+        events.add("failed", str(error), exit_code=ExitCode.BAD_SPEC)
         return ExitCode.BAD_SPEC
     try:
         events.add("started", f"preparing corpus {spec.name!r}")
         manifest = prepare_corpus(spec, events.progress)
     except CorpusError as error:
-        events.add("failed", str(error))
+        events.add("failed", str(error), exit_code=ExitCode.BAD_DATA)
         return ExitCode.BAD_DATA
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        events.add("failed", f"no space left for the corpus in {spec.corpus_dir}; free some and start again")
+        events.add(
+            "failed",
+            f"no space left for the corpus in {spec.corpus_dir}; free some and start again",
+            exit_code=ExitCode.NO_SPACE,
+        )
         return ExitCode.NO_SPACE
     tokens = {name: split.num_tokens for name, split in manifest.splits.items()}
     events.add("finished", f"{tokens['train']:,} train and {tokens['validation']:,} validation tokens")

@@ -145,7 +145,7 @@ def _run_checked(run_dir: Path, launch: Launch, pause: Pause) -> int:
         if launch.is_main:
             print(sentence, file=sys.stderr, flush=True)
             if code is not ExitCode.DIVERGED:
-                _write_failure(run_dir, events, sentence)
+                _write_failure(run_dir, events, code, sentence)
         elif code not in (ExitCode.BAD_SPEC, ExitCode.BAD_DATA, ExitCode.DIVERGED):  # these rank 0 says too
             print(f"process {launch.rank}: {sentence}", file=sys.stderr, flush=True)
         return code
@@ -178,10 +178,10 @@ def _join(spec: Spec, launch: Launch) -> World:
     return World(launch, resolve_device(spec.device).type)
 
 
-def _write_failure(run_dir: Path, events: EventsWriter | None, sentence: str) -> None:
+def _write_failure(run_dir: Path, events: EventsWriter | None, code: ExitCode, sentence: str) -> None:
     """Put the end into the story too, where the disk still takes it: the exit code says it anyway."""
     try:
-        (events or EventsWriter(run_dir)).write("failed", sentence)
+        (events or EventsWriter(run_dir)).write("failed", sentence, exit_code=code)
     except (OSError, BadDataError):
         print("events.jsonl could not take this last line", file=sys.stderr, flush=True)
 

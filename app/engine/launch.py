@@ -119,11 +119,12 @@ def run_code(codes: Sequence[int]) -> int:
     """The one exit code for those of the ranks: that which says most, whichever came first.
 
     Death by a signal counts before all (128 + its number, as shells have it), then a cause that the engine knows, then
-    a bug: ranks whose partner is gone end with a bug themselves.
+    a bug, then that a partner is gone: it went for a reason of its own.
 
-    >>> run_code([1, -9]), run_code([1, 73]), run_code([75, 75]), run_code([0, 0])
-    (137, 73, 75, 0)
+    >>> run_code([74, -9]), run_code([74, 73]), run_code([74, 1]), run_code([75, 75]), run_code([0, 0])
+    (137, 73, 1, 75, 0)
     """
     killed = [128 - code for code in codes if code < 0]
-    known = [code for code in codes if code > ExitCode.BUG]
-    return next(iter(killed + known + [max(codes)]))
+    known = [code for code in codes if code > ExitCode.BUG and code != ExitCode.LOST_PROCESS]
+    bugs = [code for code in codes if code == ExitCode.BUG]
+    return next(iter(killed + known + bugs + [max(codes)]))

@@ -38,6 +38,7 @@ class GrowthDesign:
     device: str
     precision: str
     checkpoint_every_tokens: int
+    num_processes: int = 1
 
     @property
     def base_model(self) -> ModelSpec:
@@ -96,6 +97,7 @@ def arm_spec(design: GrowthDesign, role: str, run_id: str) -> Spec:
         device=design.device,  # type: ignore[arg-type]
         precision=design.precision,  # type: ignore[arg-type]
         checkpoint_every_tokens=design.checkpoint_every_tokens,
+        num_processes=design.num_processes,
     )
 
 

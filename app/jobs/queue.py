@@ -30,6 +30,8 @@ def enqueue_arms(
     request_key: str | None,
     request_hash: str | None,
     control_run_id: str | None = None,
+    engine: str = "local",
+    num_nodes: int = 1,
 ) -> dict[str, JobRow]:
     """Queue the arms of one design (role -> spec) as a group.
 
@@ -54,6 +56,10 @@ def enqueue_arms(
             control_run_id=control_run_id if role != "scratch" else None,
             state="queued",
             priority=priority,
+            engine=engine,
+            device=spec.device,
+            num_processes=spec.num_processes,
+            num_nodes=num_nodes,
             run_dir=str((runs_dir / spec.run_id).resolve()),
             spec=json.dumps(to_dict(spec)),
             request_key=request_key,
@@ -80,7 +86,7 @@ def enqueue_arms(
     return rows
 
 
-def enqueue_corpus(database: Database, runs_dir: Path, spec: CorpusSpec) -> JobRow:
+def enqueue_corpus(database: Database, runs_dir: Path, spec: CorpusSpec, *, priority: int = 0) -> JobRow:
     """Queue a corpus preparation."""
     row = JobRow(
         id=spec.run_id,
@@ -88,7 +94,8 @@ def enqueue_corpus(database: Database, runs_dir: Path, spec: CorpusSpec) -> JobR
         name=spec.name,
         role="corpus",
         state="queued",
-        priority=0,
+        priority=priority,
+        device="cpu",
         run_dir=str((runs_dir / spec.run_id).resolve()),
         spec=json.dumps(to_dict(spec)),
     )

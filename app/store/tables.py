@@ -114,8 +114,14 @@ class PointRow(Base):
 class JobRow(Base):
     """One process to be run: a growth job or a corpus preparation.
 
-    ``wish`` is what a user asked of a running one; ``request_key`` the Idempotency-Key it came with, ``request_hash`` the
-    SHA-256 of that request's body.
+    Attributes:
+        wish: what a user asked of a running one.
+        cause: why a failed one failed, as :mod:`app.jobs.outcome` tells causes apart.
+        request_key, request_hash: the Idempotency-Key it came with, and the SHA-256 of that request's body.
+        engine: what runs it: ``local``, ``ray`` or ``exec``.
+        handle: what its launcher calls the running attempt; None before it was submitted and after it ended.
+        lease_owner, heartbeat_at: the service that looks after the running job, and when it last saw it alive; where
+            that is too long ago another service takes it over.
     """
 
     __tablename__ = "jobs"
@@ -132,15 +138,21 @@ class JobRow(Base):
     state: Mapped[str]
     wish: Mapped[str | None]
     reason: Mapped[str] = mapped_column(default="")
+    cause: Mapped[str | None]
     priority: Mapped[int] = mapped_column(default=0)
+    engine: Mapped[str] = mapped_column(default="local", server_default="local")
+    device: Mapped[str] = mapped_column(default="auto", server_default="auto")
+    num_processes: Mapped[int] = mapped_column(default=1, server_default="1")
+    num_nodes: Mapped[int] = mapped_column(default=1, server_default="1")
     run_dir: Mapped[str]
     spec: Mapped[str]
     request_key: Mapped[str | None]
     request_hash: Mapped[str | None]
     num_attempts: Mapped[int] = mapped_column(default=0)
     num_deaths: Mapped[int] = mapped_column(default=0)
-    pid: Mapped[int | None]
-    process_started_at: Mapped[float | None]
+    handle: Mapped[str | None]
+    lease_owner: Mapped[str | None]
+    heartbeat_at: Mapped[str | None]
     metrics_offset: Mapped[int] = mapped_column(BigInteger, default=0)
     events_offset: Mapped[int] = mapped_column(BigInteger, default=0)
     created_at: Mapped[str] = mapped_column(default=utc_now)

@@ -14,6 +14,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import text
 
 from app.contract import MetricLine
+from app.jobs.launchers.local import Process
 from app.store import guidelines as guideline_store
 from app.store import jobs as job_store
 from app.store import runs as run_store
@@ -127,15 +128,17 @@ def test_500_jobs_are_claimed_once_each_by_four_launchers(database: Database) ->
             job_store.add_job(session, job_row(priority=place % 3))
     claimed: list[list[tuple[str, int]]] = [[] for _ in range(4)]
 
-    def claim(mine: list[tuple[str, int]]) -> None:
+    def claim(owner: str, mine: list[tuple[str, int]]) -> None:
         while True:
             with database.write() as session:
-                job = job_store.claim_next_job(session)
+                first = job_store.next_queued_job(session)
+                job = job_store.claim_job(session, first.id, owner) if first is not None else None
             if job is None:
                 return
+            assert (job.state, job.lease_owner, job.num_attempts) == ("running", owner, 1)
             mine.append((job.id, job.priority))
 
-    threads = [threading.Thread(target=claim, args=(mine,)) for mine in claimed]
+    threads = [threading.Thread(target=claim, args=(f"l{i}", mine)) for i, mine in enumerate(claimed)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -145,6 +148,94 @@ def test_500_jobs_are_claimed_once_each_by_four_launchers(database: Database) ->
     for mine in claimed:
         # Each launcher sees falling priorities, and within one the order in which jobs were made.
         assert mine == sorted(mine, key=lambda job: (-job[1], job[0]))
+
+
+def test_a_queued_job_is_claimed_once_whoever_saw_it(database: Database) -> None:
+    with database.write() as session:
+        job_store.add_job(session, job_row())
+    with database.read() as session:
+        seen = job_store.next_queued_job(session)
+    assert seen is not None
+    with database.write() as session:
+        assert job_store.claim_job(session, seen.id, "one") is not None
+    with database.write() as session:
+        assert job_store.claim_job(session, seen.id, "two") is None
+
+
+def test_jobs_that_want_busy_devices_are_passed_over(database: Database) -> None:
+    with database.write() as session:
+        for priority, device in ((2, "cuda"), (1, "cpu"), (0, "auto")):
+            row = job_row(priority)
+            row.device = device
+            job_store.add_job(session, row)
+    with database.read() as session:
+        order = [
+            job_store.next_queued_job(session, skip=skip)
+            for skip in ((), {("local", "cuda")}, {("local", "cuda"), ("local", "cpu")}, {("ray", "cuda")})
+        ]
+    assert [job.device for job in order if job is not None] == ["cuda", "cpu", "auto", "cuda"]
+
+
+def test_a_lease_moves_only_while_its_owner_is_silent(database: Database) -> None:
+    row = job_row()
+    with database.write() as session:
+        job_store.add_job(session, row)
+        job_store.claim_job(session, row.id, "one")
+    with database.read() as session:
+        (as_read,) = job_store.running_jobs(session, "one")
+        assert job_store.running_jobs(session, "two") == []
+    with database.write() as session:
+        job_store.set_values(session, row.id, heartbeat_at="2026-01-01T00:00:00.000+00:00")
+    with database.write() as session:
+        assert not job_store.take_over_job(session, as_read, "two")  # it was heard of since
+        (fresh,) = job_store.running_jobs(session)
+        assert job_store.take_over_job(session, fresh, "two")
+        job_store.beat(session, "one", [row.id])  # too late: the lease is another's
+    with database.read() as session:
+        (taken,) = job_store.running_jobs(session, "two")
+        assert taken.heartbeat_at is not None
+        assert taken.heartbeat_at > "2026-01-01T00:00:00.000+00:00"
+
+
+def test_jobs_and_their_stories_go_through_0002_and_back(tmp_path: Path) -> None:
+    old = Database(sqlite_url(tmp_path))
+    old.migrate("0001")
+    rows = [
+        ("job_a", "running", 4711, 1.5, '{"device": "cuda"}'),
+        ("job_b", "running", 4712, 2.5, '{"device": "cpu"}'),
+        ("job_c", "succeeded", None, None, '{"corpus_dir": "/c"}'),
+    ]
+    insert = text(
+        "INSERT INTO jobs (id, kind, name, role, state, reason, priority, run_dir, spec, num_attempts, num_deaths, pid, "
+        "process_started_at, metrics_offset, events_offset, created_at) VALUES (:id, 'growth', 'n', 'grown', :state, '', 0, "
+        "'/r', :spec, 1, 0, :pid, :started, 7, 8, 't')"
+    )
+    tell = text("INSERT INTO job_events (job_id, time, event, message) VALUES (:id, 't', 'queued', 'm')")
+    with old.engine.begin() as connection:
+        for job_id, state, pid, started, spec in rows:
+            connection.execute(insert, {"id": job_id, "state": state, "pid": pid, "started": started, "spec": spec})
+            connection.execute(tell, {"id": job_id})
+    old.migrate()
+    with old.read() as session:
+        jobs = {job.id: job for job in job_store.list_jobs(session, limit=10)}
+        assert [len(job_store.list_events(session, job_id)) for job_id in sorted(jobs)] == [1, 1, 1]
+    handles = {job_id: Process.parse(job.handle) for job_id, job in jobs.items() if job.handle}
+    assert {job_id: (one.pid, one.started_at, one.indices) for job_id, one in handles.items()} == {
+        "job_a": (4711, 1.5, (0,)), "job_b": (4712, 2.5, (1,)),
+    }  # fmt: skip
+    assert {(job.engine, job.num_processes, job.metrics_offset) for job in jobs.values()} == {("local", 1, 7)}
+    assert [jobs[job_id].device for job_id in sorted(jobs)] == ["cuda", "cpu", "cpu"]
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS_DIR))
+    with old.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0001")
+    with old.engine.begin() as connection:
+        found = connection.execute(text("SELECT id, state, pid, process_started_at, spec FROM jobs ORDER BY id")).all()
+        assert [tuple(row) for row in found] == rows
+        assert connection.execute(text("SELECT count(*) FROM job_events")).scalar() == 3
+    old.close()
 
 
 def test_a_failed_write_leaves_nothing(database: Database) -> None:
