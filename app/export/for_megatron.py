@@ -35,6 +35,8 @@ NOTES = (
     "Megatron draws its own initial weights (--init-method-std 0.02, not the engine's rule)",
     "samples are counted in sequences; both stages ask for the samples of the whole run so that their order is one, and the "
     "corpus must hold them in one epoch",
+    "where a cosine begins without a warm-up, Megatron's first step has the peak rate and its rate is the plan's of up to one "
+    "step earlier, equal at the end; every other schedule has the plan's rate at every step",
 )
 _OFFSET_SCRIPT = '''"""Runs pretrain_gpt.py from a sample of its data: python start_at_sample.py START pretrain_gpt.py ARGS
 
