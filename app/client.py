@@ -175,6 +175,10 @@ class Growthlaw:
                         return
             except httpx.TransportError as error:
                 trouble = str(error)
+            except Refused as error:
+                if error.status != 503:
+                    raise
+                trouble = str(error)
             breaks += 1
             if breaks >= MAX_BREAKS:
                 raise NoService(f"the event stream of {job_id} broke {breaks} times: {trouble}")

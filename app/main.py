@@ -43,6 +43,7 @@ from app.jobs.supervisor import Supervisor
 from app.records import write_json_atomically
 from app.settings import LOOPBACK_HOSTS, Settings
 from app.store.database import Database
+from fitting.errors import InputError
 
 SERVICE_FILE = "service.json"
 LOCK_FILE = "service.lock"
@@ -67,6 +68,8 @@ def create_app(settings: Settings) -> FastAPI:
         [LocalLauncher(settings.runs_dir.resolve(), num_slots=settings.num_slots)],
         owner=f"{socket.gethostname()}:{settings.data_dir.resolve()}",
         on_run_ended=refitter.ask,
+        runs_dir=settings.runs_dir.resolve(),
+        lease_seconds=settings.lease_seconds,
     )
 
     @contextlib.asynccontextmanager
@@ -94,16 +97,23 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _open_database(settings: Settings) -> Database:
-    database = Database(settings.database_url)
+    try:
+        database = Database(settings.store_url())
+    except InputError as error:
+        raise StartError(f"GROWTHLAW_DATABASE_URL: {error}") from None
     try:
         database.migrate()
     except (DatabaseError, CommandError) as error:
         database.close()
         why = getattr(error, "orig", error)
-        raise StartError(
-            f"the database {database.engine.url.render_as_string()} cannot be used ({why}); it is damaged or was written "
-            "by a newer growthlaw: put a copy back, use that growthlaw, or serve another --data-dir"
-        ) from None
+        if settings.database_url is not None:
+            mend = "see that it runs, that its user may create tables, and that no newer growthlaw wrote it"
+        else:
+            mend = (
+                "it is damaged or was written by a newer growthlaw: put a copy back, use that growthlaw, or serve another "
+                "--data-dir"
+            )
+        raise StartError(f"the database {database.name} cannot be used ({str(why).strip()}); {mend}") from None
     return database
 
 

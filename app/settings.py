@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.jobs.supervisor import LEASE_SECONDS
 from app.store.database import sqlite_url
 
 DEFAULT_HOST = "127.0.0.1"
@@ -21,22 +22,33 @@ def _usable_cores() -> int:
 
 
 class Settings(BaseSettings):
-    """What a service needs to know. `num_slots` is how many jobs run side by side (one a core by default)."""
+    """What a service needs to know.
 
-    model_config = SettingsConfigDict(env_prefix="GROWTHLAW_", extra="ignore")
+    Attributes:
+        num_slots: how many jobs run side by side on this machine; one a core by default.
+        database_url: of a PostgreSQL; None is SQLite under `data_dir`.
+        shared_runs_dir: where run directories lie, if not under `data_dir`. Services that share a database and this
+            folder take each other's jobs over.
+        lease_seconds: how long a service may be silent before another takes its jobs over.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="GROWTHLAW_", extra="ignore", hide_input_in_errors=True)
 
     data_dir: Path = Path("growthlaw-data")
     host: str = DEFAULT_HOST
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535)
     num_slots: int = Field(default_factory=_usable_cores, ge=1)
+    database_url: SecretStr | None = None
+    shared_runs_dir: Path | None = None
+    lease_seconds: float = Field(default=LEASE_SECONDS, ge=1, le=86_400)
 
-    @property
-    def database_url(self) -> str:
-        return sqlite_url(self.data_dir)
+    def store_url(self) -> str:
+        """The database's URL, its password with it: for opening it and nothing else."""
+        return self.database_url.get_secret_value() if self.database_url else sqlite_url(self.data_dir)
 
     @property
     def runs_dir(self) -> Path:
-        return self.data_dir / "runs"
+        return self.shared_runs_dir or self.data_dir / "runs"
 
     @property
     def corpora_dir(self) -> Path:

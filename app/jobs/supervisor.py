@@ -6,8 +6,9 @@ service simply goes on: work that is still out there is watched again, work that
 checkpoint.
 
 **The lease.** A running job belongs to the service that claimed it, which renews its heartbeat in the database. Where
-services share a database, a job that was not heard of for ``LEASE_SECONDS`` is taken over; the slow service, back again,
-finds that it lost the lease and leaves the job alone.
+services share a database and the folder of run directories, a job whose heartbeat another service has watched stand still
+for the lease is taken over; the slow service, back again, finds that it lost the lease and leaves the job alone. Every
+service measures with its own clock, so clocks that differ do no harm.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,8 +41,9 @@ log = structlog.get_logger()
 
 TICK_SECONDS = 0.25
 SECONDS_AFTER_TROUBLE = 2.0
-BEAT_SECONDS = 5.0
 LEASE_SECONDS = 60.0
+# Heartbeats in a lease: a few may be late.
+BEATS_A_LEASE = 12
 # A process asked to stop finishes its step and saves, which takes a large model a while; then it is killed.
 SECONDS_TO_STOP = {"cancel": 60.0, "pause": 900.0}
 # Deaths without a new point between them, after which a job is given up.
@@ -72,18 +73,33 @@ class Supervisor:
         launchers: one an engine.
         owner: name of this service among those that share the database; the same after a restart.
         on_run_ended: called with the cohort after a run has been stored.
+        runs_dir: only jobs whose run directories lie in it are run; all where None.
+        lease_seconds: how long a job of a silent service is left alone.
     """
 
     def __init__(
-        self, database: Database, launchers: Iterable[Launcher], *, owner: str, on_run_ended: Callable[[str], None]
+        self,
+        database: Database,
+        launchers: Iterable[Launcher],
+        *,
+        owner: str,
+        on_run_ended: Callable[[str], None],
+        runs_dir: Path | None = None,
+        lease_seconds: float = LEASE_SECONDS,
     ) -> None:
         self._database = database
         self._launchers = {launcher.engine: launcher for launcher in launchers}
         self._owner = owner
         self._on_run_ended = on_run_ended
+        self._runs_dir = None if runs_dir is None else str(runs_dir)
+        self._lease_seconds, self._beat_seconds = lease_seconds, lease_seconds / BEATS_A_LEASE
         self._asked_to_stop: dict[str, float] = {}
         self._killed: set[str] = set()
         self._troubles: dict[str, str] = {}
+        # Heartbeats of other services' jobs: the last one, and when this service first saw it.
+        self._heard: dict[str, tuple[str | None, float]] = {}
+        # Cohorts of runs whose end may be stored but was not answered.
+        self._unanswered: set[str] = set()
         self._has_recovered = False
         self._last_beat = 0.0
         self._halt = threading.Event()
@@ -112,6 +128,8 @@ class Supervisor:
 
     def tick(self) -> None:
         self._take_up()
+        while self._unanswered:
+            self._on_run_ended(self._unanswered.pop())
         with self._database.read() as session:
             running = job_store.running_jobs(session, self._owner)
         alive = []
@@ -156,13 +174,14 @@ class Supervisor:
 
     def _take_up(self) -> None:
         """After a start: what this service left running. Later, now and then: what a silent service left."""
-        if self._has_recovered and time.monotonic() - self._last_beat < BEAT_SECONDS:
+        now = time.monotonic()
+        if self._has_recovered and now - self._last_beat < self._beat_seconds:
             return
-        silent_since = (datetime.now(UTC) - timedelta(seconds=LEASE_SECONDS)).isoformat(timespec="milliseconds")
         with self._database.read() as session:
             running = job_store.running_jobs(session)
         mine = [job for job in running if job.lease_owner == self._owner and not self._has_recovered]
-        silent = [job for job in running if job.lease_owner != self._owner and (job.heartbeat_at or "") < silent_since]
+        silent = [job for job in running if job.lease_owner != self._owner and self._is_silent(job, now)]
+        self._heard = {job.id: self._heard[job.id] for job in running if job.id in self._heard}
         if mine or silent:
             with self._database.write() as session:
                 for job in mine:
@@ -177,8 +196,17 @@ class Supervisor:
             launcher.recover({job.id: job.handle for job in mine if job.engine == engine and job.handle})
         self._has_recovered = True
 
+    def _is_silent(self, job: JobRow, now: float) -> bool:
+        if self._runs_dir is not None and str(Path(job.run_dir).parent) != self._runs_dir:
+            return False
+        heartbeat, since = self._heard.get(job.id, (None, now))
+        if job.id not in self._heard or heartbeat != job.heartbeat_at:
+            since = now
+        self._heard[job.id] = (job.heartbeat_at, since)
+        return now - since > self._lease_seconds
+
     def _beat(self, alive: list[str]) -> None:
-        if time.monotonic() - self._last_beat < BEAT_SECONDS:
+        if time.monotonic() - self._last_beat < self._beat_seconds:
             return
         if alive:
             with self._database.write() as session:
@@ -201,7 +229,7 @@ class Supervisor:
         A job that must wait holds back those behind it that want the same devices: large jobs are not starved.
         """
         with self._database.read() as session:
-            if job_store.next_queued_job(session) is None:
+            if job_store.next_queued_job(session, runs_dir=self._runs_dir) is None:
                 return False
         with self._database.write() as session:
             job = self._claim(session)
@@ -213,7 +241,7 @@ class Supervisor:
     def _claim(self, session: Session) -> JobRow | None:
         """The job that was claimed, or that failed because nothing can ever run it."""
         skip: set[tuple[str, str]] = set()
-        while (job := job_store.next_queued_job(session, skip=skip)) is not None:
+        while (job := job_store.next_queued_job(session, skip=skip, runs_dir=self._runs_dir, lock=True)) is not None:
             try:
                 if self.launcher(job.engine).fit(work_of(job)) == "now":
                     return job_store.claim_job(session, job.id, self._owner)
@@ -231,15 +259,28 @@ class Supervisor:
             cause: Cause = "bad_spec" if isinstance(error, InputError) else "no_space" if is_full else "bug"
             outcome = failure(cause, f"could not start: {error}")
             with self._database.write() as session:
-                self._give_up(session, job, outcome)
+                if self._mine(session, job) is not None:
+                    self._give_up(session, job, outcome)
             return
         if submission is None:
             return
         # Should this not be stored, the next tick submits again, which takes up what was started here.
         with self._database.write() as session:
+            if self._mine(session, job) is None:
+                return
             where = f"attempt {job.num_attempts}, {submission.where}"
             job_store.set_state(session, job.id, "running", where, handle=submission.handle)
         log.info("job_started", job_id=job.id, name=job.name, where=submission.where, attempt=job.num_attempts)
+
+    def _mine(self, session: Session, job: JobRow) -> JobRow | None:
+        """The job as it is, while this service has the lease of this attempt; asked in the transaction that writes."""
+        fresh = job_store.get_job(session, job.id)
+        if fresh is not None and (fresh.state, fresh.lease_owner, fresh.num_attempts) == (
+            "running", self._owner, job.num_attempts,
+        ):  # fmt: skip
+            return fresh
+        log.warning("lease_lost", job_id=job.id, name=job.name)
+        return None
 
     def _give_up(self, session: Session, job: JobRow, outcome: Outcome) -> None:
         job_store.set_state(session, job.id, "failed", outcome.reason, cause=outcome.cause)
@@ -277,16 +318,20 @@ class Supervisor:
         if points.offset == job.metrics_offset and events.offset == job.events_offset:
             return False
         with self._database.write() as session:
+            if not job_store.move_offsets(
+                session, job, self._owner, metrics_offset=points.offset, events_offset=events.offset
+            ):
+                log.warning("lease_lost", job_id=job.id, name=job.name)
+                return False
             if job.run_id is not None:
                 run_store.add_points(session, job.run_id, points.lines)
             job_store.add_event_lines(session, job.id, events.lines)
             for problem in points.bad_lines + events.bad_lines:
                 job_store.add_event(session, job.id, "warning", problem)
-            job.metrics_offset, job.events_offset = points.offset, events.offset
-            values = {"metrics_offset": points.offset, "events_offset": events.offset}
             if points.lines and job.num_deaths:
-                values["num_deaths"] = job.num_deaths = 0
-            job_store.set_values(session, job.id, **values)
+                job_store.set_values(session, job.id, num_deaths=0)
+                job.num_deaths = 0
+        job.metrics_offset, job.events_offset = points.offset, events.offset
         return True
 
     def _stop(self, launcher: Launcher, job: JobRow, handle: str) -> None:
@@ -315,12 +360,12 @@ class Supervisor:
         return outcome
 
     def _end(self, job: JobRow, outcome: Outcome) -> None:
+        if job.cohort is not None:
+            # Should the database go away as this is committed, nobody knows whether it was: then the refit looks.
+            self._unanswered.add(job.cohort)
         with self._database.write() as session:
-            fresh = job_store.get_job(session, job.id)
-            if fresh is None or (fresh.state, fresh.lease_owner, fresh.num_attempts) != (
-                "running", self._owner, job.num_attempts,
-            ):  # fmt: skip
-                log.warning("lease_lost", job_id=job.id, name=job.name)
+            fresh = self._mine(session, job)
+            if fresh is None:
                 return
             state, reason, values = self._next_state(job, outcome, fresh.wish)
             if outcome.result is not None and job.run_id is not None:
@@ -330,8 +375,10 @@ class Supervisor:
                 run_store.stop_run(session, job.run_id, reason)
             job_store.set_state(session, job.id, state, reason, **values)
         log.info("job_ended", job_id=job.id, name=job.name, state=state, reason=reason)
-        if state in job_store.ENDED_STATES and job.cohort is not None:
-            self._on_run_ended(job.cohort)
+        if job.cohort is not None:
+            self._unanswered.discard(job.cohort)
+            if state in job_store.ENDED_STATES:
+                self._on_run_ended(job.cohort)
 
     @staticmethod
     def _next_state(job: JobRow, outcome: Outcome, wish: str | None) -> tuple[str, str, dict[str, Any]]:

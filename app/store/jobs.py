@@ -61,15 +61,21 @@ def running_jobs(session: Session, owner: str | None = None) -> Sequence[JobRow]
     return session.scalars(query).all()
 
 
-def next_queued_job(session: Session, *, skip: Collection[tuple[str, str]] = ()) -> JobRow | None:
+def next_queued_job(
+    session: Session, *, skip: Collection[tuple[str, str]] = (), runs_dir: str | None = None, lock: bool = False
+) -> JobRow | None:
     """The first queued job, highest priority first, oldest first, that is none of the (engine, device) pairs `skip`.
 
-    It stays locked until the transaction ends, and others pass it over.
+    Args:
+        runs_dir: only jobs whose run directories lie right in it.
+        lock: hold it until the (write) transaction ends; others pass it over.
     """
     query = select(JobRow).where(JobRow.state == "queued").order_by(JobRow.priority.desc(), JobRow.id).limit(1)
     for engine, device in skip:
         query = query.where(not_((JobRow.engine == engine) & (JobRow.device == device)))
-    return session.scalars(query.with_for_update(skip_locked=True)).first()
+    if runs_dir is not None:
+        query = query.where(JobRow.run_dir.startswith(runs_dir.rstrip("/") + "/", autoescape=True))
+    return session.scalars(query.with_for_update(skip_locked=True) if lock else query).first()
 
 
 def claim_job(session: Session, job_id: str, owner: str) -> JobRow | None:
@@ -113,6 +119,18 @@ def beat(session: Session, owner: str, job_ids: Collection[str]) -> None:
     """Say that `owner` has seen these jobs alive now."""
     alive = JobRow.id.in_(job_ids), JobRow.lease_owner == owner, JobRow.state == "running"
     session.execute(update(JobRow).where(*alive).values(heartbeat_at=utc_now()))
+
+
+def move_offsets(session: Session, job: JobRow, owner: str, *, metrics_offset: int, events_offset: int) -> bool:
+    """Say how far the files of a running job are taken in; False where another service did, or has the lease."""
+    as_read = (
+        JobRow.id == job.id,
+        JobRow.lease_owner == owner,
+        JobRow.metrics_offset == job.metrics_offset,
+        JobRow.events_offset == job.events_offset,
+    )
+    moved = update(JobRow).where(*as_read).values(metrics_offset=metrics_offset, events_offset=events_offset)
+    return session.scalars(moved.returning(JobRow.id)).one_or_none() is not None
 
 
 def set_state(session: Session, job_id: str, state: str, reason: str = "", **values: Any) -> None:

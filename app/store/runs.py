@@ -92,8 +92,10 @@ def list_runs(
 def cohort_frame(session: Session, cohort: str) -> pd.DataFrame:
     """The canonical table of a cohort's runs that have ended, in the order of their ids."""
     columns = [getattr(RunRow, name) for name in COLUMNS]
-    query = select(*columns).where(RunRow.cohort == cohort, RunRow.status != "running").order_by(RunRow.run_id)
-    return pd.DataFrame([tuple(row) for row in session.execute(query)], columns=list(COLUMNS))
+    query = select(*columns).where(RunRow.cohort == cohort, RunRow.status != "running")
+    # Sorted here: databases order text by the rules of their locale, and a fit must not depend on those.
+    rows = sorted((tuple(row) for row in session.execute(query)), key=lambda row: str(row[0]))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def add_points(session: Session, run_id: str, lines: Iterable[MetricLine]) -> None:

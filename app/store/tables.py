@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Integer, MetaData, Text, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, MetaData, Text, TypeDecorator, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# SQLite numbers rows itself only for a column whose type is exactly INTEGER.
-BigKey = BigInteger().with_variant(Integer, "sqlite")
+# 64 bits in every database: SQLite's INTEGER has them, and it numbers rows itself only for exactly that type.
+WholeNumber = BigInteger().with_variant(Integer, "sqlite")
+
+
+class PlainText(TypeDecorator[str]):
+    """Text that every database takes.
+
+    The end of a log that a crash tore may hold NUL characters, which PostgreSQL refuses, and JSON may hold halves of
+    surrogate pairs, which are no UTF-8: neither may keep a job from ending.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        if value is None or (value.isascii() and "\x00" not in value):
+            return value
+        return value.replace("\x00", "\ufffd").encode("utf-8", errors="replace").decode("utf-8")
 
 
 def utc_now() -> str:
@@ -24,7 +41,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {str: Text}  # noqa: RUF012 - SQLAlchemy's own protocol
+    type_annotation_map = {str: PlainText, int: WholeNumber}  # noqa: RUF012 - SQLAlchemy's own protocol
 
 
 class CohortRow(Base):
@@ -166,7 +183,7 @@ class JobEventRow(Base):
     __tablename__ = "job_events"
     __table_args__ = (Index(None, "job_id", "id"),)
 
-    id: Mapped[int] = mapped_column(BigKey, primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(WholeNumber, primary_key=True, autoincrement=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     time: Mapped[str]
     event: Mapped[str]

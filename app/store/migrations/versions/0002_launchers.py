@@ -15,6 +15,8 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+WHOLE_NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
 _jobs = sa.table(
     "jobs",
     sa.column("id", sa.Text()),
@@ -32,8 +34,8 @@ def upgrade() -> None:
         op.add_column("jobs", sa.Column(name, sa.Text(), nullable=True))
     op.add_column("jobs", sa.Column("engine", sa.Text(), nullable=False, server_default="local"))
     op.add_column("jobs", sa.Column("device", sa.Text(), nullable=False, server_default="auto"))
-    op.add_column("jobs", sa.Column("num_processes", sa.Integer(), nullable=False, server_default="1"))
-    op.add_column("jobs", sa.Column("num_nodes", sa.Integer(), nullable=False, server_default="1"))
+    op.add_column("jobs", sa.Column("num_processes", WHOLE_NUMBER, nullable=False, server_default="1"))
+    op.add_column("jobs", sa.Column("num_nodes", WHOLE_NUMBER, nullable=False, server_default="1"))
     connection = op.get_bind()
     for job_id, spec in connection.execute(sa.select(_jobs.c.id, _jobs.c.spec)).all():
         device = json.loads(spec).get("device", "cpu")
@@ -49,7 +51,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.add_column("jobs", sa.Column("pid", sa.Integer(), nullable=True))
+    op.add_column("jobs", sa.Column("pid", WHOLE_NUMBER, nullable=True))
     op.add_column("jobs", sa.Column("process_started_at", sa.Double(), nullable=True))
     connection = op.get_bind()
     at_work = sa.select(_jobs.c.id, _jobs.c.handle).where(_jobs.c.engine == "local", _jobs.c.handle.is_not(None))
