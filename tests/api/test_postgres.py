@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,11 +10,11 @@ from typing import Any
 
 import psutil
 import pytest
+from job_checks import check_one_refit, check_taken_in_once, story_of
 
 from app.client import Growthlaw, Refused
 
 Body = Callable[..., dict[str, Any]]
-ENDED = ("succeeded", "failed", "cancelled")
 
 
 @pytest.fixture
@@ -36,20 +35,6 @@ def start_run(client: Growthlaw, body: dict[str, Any]) -> dict[str, Any]:
     return job
 
 
-def check_points(client: Growthlaw, job: dict[str, Any], run_dir: Path) -> None:
-    """Every line of the run's file is stored once, as it stands there, and its story has each of its events once."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    points = client.points(job["run_id"])
-    assert [(point["seq"], point["value"]) for point in points] == [(line["seq"], line["value"]) for line in lines]
-    assert [point["seq"] for point in points] == list(range(1, len(points) + 1))
-    written = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
-    told = [event.data for event in client.events(job["id"]) if event.event == "story"]
-    by_process = {(entry["time"], entry["event"]) for entry in written}
-    assert [key for entry in told if (key := (entry["time"], entry["event"])) in by_process] == [
-        (entry["time"], entry["event"]) for entry in written
-    ]
-
-
 def test_a_run_on_postgresql_and_its_password_nowhere(service: Any, postgres: Any, grow_body: Body, until: Any) -> None:
     client = service.start()
     job = start_run(client, grow_body(controls=[]))
@@ -57,9 +42,8 @@ def test_a_run_on_postgresql_and_its_password_nowhere(service: Any, postgres: An
     for process in [*service.engine_processes()]:
         assert "GROWTHLAW_DATABASE_URL" not in process.environ()
     assert list(client.events(job["id"]))[-1].data["state"] == "succeeded"
-    (guideline,) = until(lambda: client.guidelines(cohort="tiny")["data"], "the refit")
-    assert guideline["num_runs"] == 1
-    check_points(client, job, service.data_dir / "runs" / job["run_id"])
+    check_one_refit(client, "tiny", 1, until)
+    check_taken_in_once(client, job, service.data_dir / "runs" / job["run_id"])
     assert client.run(job["run_id"])["status"] == "finished"
     with pytest.raises(Refused, match="no job"):
         client.job("job_\x00")
@@ -119,9 +103,8 @@ def test_a_restart_of_the_database_loses_and_doubles_nothing(
     assert list(client.events(job["id"]))[-1].data["state"] == "succeeded"
     ended = client.job(job["id"])
     assert (ended["num_attempts"], ended["cause"]) == (1, None)
-    check_points(client, job, run_dir)
-    (guideline,) = until(lambda: client.guidelines(cohort="tiny")["data"], "the refit")
-    assert guideline["version"] == 1
+    check_taken_in_once(client, job, run_dir)
+    check_one_refit(client, "tiny", 1, until)
     assert postgres.password not in (service.data_dir / "service.log").read_text()
 
 
@@ -160,16 +143,15 @@ def test_a_silent_services_job_is_taken_over(pair: tuple[Any, Any], grow_body: B
     assert list(client.events(job["id"]))[-1].data["state"] == "succeeded"
     # Both services are of this machine: the living process was taken over, not started again.
     assert client.job(job["id"])["num_attempts"] == 1
-    story = [event.data["event"] for event in client.events(job["id"]) if event.event == "story"]
+    story = story_of(client, job["id"])
     assert story.count("taken_over") == 1
     assert story.count("started") == story.count("succeeded") == 1
-    check_points(client, job, one.runs_dir / job["run_id"])
+    check_taken_in_once(client, job, one.runs_dir / job["run_id"])
     assert one.engine_processes() == []
-    (guideline,) = until(lambda: client.guidelines(cohort="tiny")["data"], "the refit")
-    assert guideline["version"] == 1
+    check_one_refit(client, "tiny", 1, until)
     # Back again, the first one finds the job done and does nothing to it.
     one.start()
-    assert [event.data["event"] for event in one.client.events(job["id"]) if event.event == "story"] == story
+    assert story_of(one.client, job["id"]) == story
 
 
 @pytest.mark.long
@@ -185,13 +167,13 @@ def test_service_and_process_gone_the_other_service_goes_on_from_the_checkpoint(
     engine.kill()
     assert list(client.events(job["id"]))[-1].data["state"] == "succeeded"
     assert client.job(job["id"])["num_attempts"] == 2
-    story = [event.data["event"] for event in client.events(job["id"]) if event.event == "story"]
+    story = story_of(client, job["id"])
     assert [event for event in story if event in ("taken_over", "started", "resumed")] == [
         "started",
         "taken_over",
         "resumed",
     ]
-    check_points(client, job, one.runs_dir / job["run_id"])
+    check_taken_in_once(client, job, one.runs_dir / job["run_id"])
     assert one.engine_processes() == []
 
 
@@ -211,13 +193,12 @@ def test_a_service_that_slept_through_its_lease_leaves_the_job_alone(
     )
     sleeper.resume()
     assert list(client.events(job["id"]))[-1].data["state"] == "succeeded"
-    story = [event.data["event"] for event in client.events(job["id"]) if event.event == "story"]
+    story = story_of(client, job["id"])
     assert story.count("taken_over") == story.count("started") == story.count("succeeded") == 1
     assert client.job(job["id"])["num_attempts"] == 1
-    check_points(client, job, one.runs_dir / job["run_id"])
+    check_taken_in_once(client, job, one.runs_dir / job["run_id"])
     until(lambda: one.client.health()["status"] == "ok", "the sleeper is well")
-    (guideline,) = until(lambda: client.guidelines(cohort="tiny")["data"], "the refit")
-    assert guideline["version"] == 1
+    check_one_refit(client, "tiny", 1, until)
 
 
 def _story_so_far(client: Growthlaw, job_id: str) -> list[Any]:
