@@ -120,6 +120,10 @@ class Growthlaw:
         found: list[Json] = self._call("GET", self._item("jobs", job_id) + "/checkpoints")  # type: ignore[assignment]
         return found
 
+    def export(self, job_id: str, url: str, *, source: str = "final") -> Json:
+        """`POST /jobs/{id}/export`: the job that sends `final`, `base` or a checkpoint of that name to the URL."""
+        return self._call("POST", self._item("jobs", job_id) + "/export", body={"url": url, "source": source})
+
     def workers(self) -> list[Json]:
         """`GET /workers`: the machines that jobs run on, with their devices."""
         found: list[Json] = self._call("GET", "/workers")  # type: ignore[assignment]

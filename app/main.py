@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 import uvicorn
@@ -24,6 +24,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app.api import (
     corpora,
+    exports,
     grow,
     guidelines,
     health,
@@ -57,8 +58,12 @@ def create_app(settings: Settings) -> FastAPI:
     """The service over `settings.data_dir`, its database migrated; its launcher loop runs while the app does.
 
     Raises:
-        StartError: the database cannot be opened or migrated.
+        StartError: the database cannot be opened or migrated, or an export URL cannot be used.
     """
+    try:
+        _ = settings.allowed_export_urls
+    except InputError as error:
+        raise StartError(f"--export-to: {error}") from None
     for folder in (settings.data_dir, settings.runs_dir, settings.corpora_dir):
         folder.mkdir(parents=True, exist_ok=True)
     database = _open_database(settings)
@@ -68,7 +73,8 @@ def create_app(settings: Settings) -> FastAPI:
         [LocalLauncher(settings.runs_dir.resolve(), num_slots=settings.num_slots)],
         owner=f"{socket.gethostname()}:{settings.data_dir.resolve()}",
         on_run_ended=refitter.ask,
-        runs_dir=settings.runs_dir.resolve(),
+        # A database of its own holds no jobs of other services: there, one whose folder moved fails and says so.
+        runs_dir=settings.runs_dir.resolve() if settings.database_url else None,
         lease_seconds=settings.lease_seconds,
     )
 
@@ -91,7 +97,20 @@ def create_app(settings: Settings) -> FastAPI:
     # A page of another site must not reach a loopback service through a name that it lets point here.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS, "[::1]"])
     problems.install(app)
-    for module in (recommend, grow, train, jobs, job_files, workers, imports, runs, guidelines, corpora, health):
+    for module in (
+        recommend,
+        grow,
+        train,
+        jobs,
+        job_files,
+        exports,
+        workers,
+        imports,
+        runs,
+        guidelines,
+        corpora,
+        health,
+    ):
         app.include_router(module.router)
     return app
 
@@ -186,6 +205,22 @@ def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
+class _Unfailing:
+    """A stream whose full disk or closed pipe stops nobody: a service that cannot log must still look after its jobs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def _log_to_stderr() -> None:
     on_terminal = sys.stderr.isatty()
     renderer = structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
@@ -196,7 +231,7 @@ def _log_to_stderr() -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Unfailing(sys.stderr))),
     )
     # uvicorn's own messages (start, stop, a crash in a route) take the same way.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")

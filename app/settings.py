@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app.jobs.supervisor import LEASE_SECONDS
 from app.store.database import sqlite_url
+from app.store.jobs import LEASE_SECONDS
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
@@ -29,6 +30,7 @@ class Settings(BaseSettings):
         database_url: of a PostgreSQL; None is SQLite under `data_dir`.
         shared_runs_dir: where run directories lie, if not under `data_dir`. Services that share a database and this
             folder take each other's jobs over.
+        export_urls: below which runs may be exported, parted by spaces; nowhere by default.
         lease_seconds: how long a service may be silent before another takes its jobs over.
     """
 
@@ -40,7 +42,24 @@ class Settings(BaseSettings):
     num_slots: int = Field(default_factory=_usable_cores, ge=1)
     database_url: SecretStr | None = None
     shared_runs_dir: Path | None = None
+    export_urls: Annotated[tuple[str, ...], NoDecode] = ()
     lease_seconds: float = Field(default=LEASE_SECONDS, ge=1, le=86_400)
+
+    @field_validator("export_urls", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(value.split()) if isinstance(value, str) else value
+
+    @property
+    def allowed_export_urls(self) -> tuple[str, ...]:
+        """Checked, without slashes at their ends.
+
+        Raises:
+            InputError: one is no plain URL, or nothing can be written there.
+        """
+        from app.uploads.targets import checked_prefix  # the command line reads settings too, and needs no fsspec
+
+        return tuple(checked_prefix(url) for url in self.export_urls)
 
     def store_url(self) -> str:
         """The database's URL, its password with it: for opening it and nothing else."""

@@ -33,7 +33,7 @@ EVENTS_A_LOOK = 500
 
 
 class Job(BaseModel):
-    """A growth job or a corpus preparation.
+    """A growth job, a corpus preparation or an export.
 
     `wish` is what was asked of it and is still to happen, `cause` why it failed, `heartbeat_at` when it was last seen alive.
     """
@@ -41,7 +41,7 @@ class Job(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     id: str
-    kind: Literal["growth", "corpus"]
+    kind: Literal["growth", "corpus", "export"]
     name: str
     role: str
     group_id: str | None

@@ -11,7 +11,7 @@ from app.commands.output import emit_json, json_option, print_table, url_option
 
 @click.group()
 def jobs() -> None:
-    """List, watch, pause, resume, cancel and retry jobs; read their logs and checkpoints."""
+    """List, watch, pause, resume, cancel, retry and export jobs; read their logs and checkpoints."""
 
 
 @jobs.command("list")
@@ -114,6 +114,26 @@ def logs(url: str | None, as_json: bool, job_id: str, max_bytes: int) -> None:
         emit_json(log)
     else:
         click.echo(log["text"])
+
+
+@jobs.command()
+@click.argument("job_id")
+@click.argument("target")
+@click.option(
+    "--source", default="final", show_default=True, help="final, base (as it was grown), or a checkpoint's name."
+)
+@url_option
+@json_option
+def export(url: str | None, as_json: bool, job_id: str, target: str, source: str) -> None:
+    """Send a run's weights to the URL TARGET; prints the export's own job, to be watched."""
+    from app.client import Growthlaw
+
+    with Growthlaw(url) as client:
+        job = client.export(job_id, target, source=source)
+    if as_json:
+        emit_json(job)
+    else:
+        click.echo(f"{job['id']}: {job['state']}; follow it with `growthlaw jobs watch {job['id']}`")
 
 
 @jobs.command()

@@ -33,6 +33,11 @@ from app.settings import DEFAULT_HOST, DEFAULT_PORT
     help="Run directories, if not under --data-dir; services that share a database and this folder share their jobs "
     "(GROWTHLAW_SHARED_RUNS_DIR).",
 )  # fmt: skip
+@click.option(
+    "--export-to", multiple=True, metavar="URL",
+    help="A URL below which runs may be exported, such as s3://bucket/models or file:///exports; repeatable "
+    "(GROWTHLAW_EXPORT_URLS, parted by spaces).",
+)  # fmt: skip
 @json_option
 def serve(
     host: str,
@@ -41,6 +46,7 @@ def serve(
     slots: int | None,
     database_url: str | None,
     runs_dir: Path | None,
+    export_to: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Start the service. Stop it with Ctrl-C: running jobs go on and are taken up again by the next start.
@@ -53,7 +59,12 @@ def serve(
     from app.main import serve as run_service
     from app.settings import Settings
 
-    given = {"num_slots": slots, "database_url": database_url, "shared_runs_dir": runs_dir}
+    given = {
+        "num_slots": slots,
+        "database_url": database_url,
+        "shared_runs_dir": runs_dir,
+        "export_urls": export_to or None,
+    }
     values = {"host": host, "port": port, "data_dir": data_dir} | {
         name: value for name, value in given.items() if value is not None
     }

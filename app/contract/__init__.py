@@ -1,8 +1,8 @@
 """The file contract between the service and the engine.
 
 A run is a directory. The service writes `spec.json` and starts ``python -m app.engine RUN_DIR`` (or
-``python -m app.corpus RUN_DIR``); that process appends `metrics.jsonl` and `events.jsonl`, keeps
-`checkpoints/`, and ends with `result.json` and an exit code. Nothing else passes between them, so any
+``python -m app.corpus RUN_DIR``, ``python -m app.uploads RUN_DIR``); that process appends `metrics.jsonl` and
+`events.jsonl`, keeps `checkpoints/`, and ends with `result.json` and an exit code. Nothing else passes between them, so any
 scheduler that can run a command on a shared file system can run a growth job.
 
 ========================  =====================================================================
@@ -38,6 +38,7 @@ from app.contract.legs import FREE_FIELDS, check_leg
 from app.contract.lines import EventLine, ExitCode, MetricLine, Phase, Result, RunStatus
 from app.contract.specs import EvaluationSpec, GrowthSpec, ModelSpec, Spec
 from app.contract.training import TrainingSpec, TrunkSpec
+from app.contract.uploads import UploadSpec
 from app.records import from_dict, read_json
 
 __all__ = [
@@ -68,10 +69,12 @@ __all__ = [
     "SpecError",
     "TrainingSpec",
     "TrunkSpec",
+    "UploadSpec",
     "check_leg",
     "read_corpus_spec",
     "read_result",
     "read_spec",
+    "read_upload_spec",
 ]
 
 SPEC_FILE = "spec.json"
@@ -86,6 +89,11 @@ EXPORTS_DIR = "exports"
 def read_corpus_spec(run_dir: Path) -> CorpusSpec:
     """The corpus preparation's spec, checked; errors as :func:`read_spec`."""
     return from_dict(CorpusSpec, read_json(run_dir / SPEC_FILE))
+
+
+def read_upload_spec(run_dir: Path) -> UploadSpec:
+    """The export's spec, checked; errors as :func:`read_spec`."""
+    return from_dict(UploadSpec, read_json(run_dir / SPEC_FILE))
 
 
 def read_spec(run_dir: Path) -> Spec:

@@ -19,6 +19,7 @@ class ExitCode(enum.IntEnum):
     BUG = 1
     BAD_SPEC = 64
     BAD_DATA = 65
+    UNAVAILABLE = 69
     DIVERGED = 70
     OUT_OF_MEMORY = 71
     NO_SPACE = 73

@@ -11,6 +11,7 @@ lost_worker    killed from outside, again and again                    look at t
 bad_data       the corpus is missing, short or damaged                 mend the corpus, then retry
 bad_spec       a field asks for what the engine cannot do              another request
 no_space       the disk is full                                        free some, then retry
+unavailable    the store of an export cannot be reached or refuses  let the service write there, then retry
 no_worker      no worker can ever run it                               a smaller request, or attach a larger worker
 bug            anything else                                           its log says where; report it
 =============  ======================================================  ==============================================
@@ -29,7 +30,7 @@ from app.jobs.tail import log_tail
 
 End = Literal["succeeded", "failed", "paused", "died"]
 Cause = Literal[
-    "out_of_memory", "diverged", "lost_worker", "bad_data", "bad_spec", "no_space", "no_worker", "bug"
+    "out_of_memory", "diverged", "lost_worker", "bad_data", "bad_spec", "no_space", "unavailable", "no_worker", "bug"
 ]  # fmt: skip
 
 # How each cause begins a reason, and what to do, which ends it.
@@ -43,6 +44,10 @@ WORDS: dict[Cause, tuple[str, str]] = {
     "bad_data": ("bad data", "mend the corpus, then retry the job"),
     "bad_spec": ("bad spec", "correct the request and start it again"),
     "no_space": ("no space", "free some disk space, then retry the job"),
+    "unavailable": (
+        "store unavailable",
+        "see that it can be reached and lets the service write there, then retry the job",
+    ),
     "no_worker": ("no worker", "ask for less, or attach a larger worker and retry the job"),
     "bug": ("bug", "its log says where: GET /jobs/{id}/logs; report it, and retry once it is mended"),
 }
@@ -53,6 +58,7 @@ _CAUSES: dict[int, Cause] = {
     ExitCode.DIVERGED: "diverged",
     ExitCode.OUT_OF_MEMORY: "out_of_memory",
     ExitCode.NO_SPACE: "no_space",
+    ExitCode.UNAVAILABLE: "unavailable",
 }
 # Shells and the engine's launch give death by signal N this way.
 SIGNALLED = 128
@@ -83,12 +89,14 @@ def outcome_of(
     """Decide how the job's process ended.
 
     Args:
-        kind: `growth` or `corpus`.
+        kind: `growth`, `corpus` or `export`.
         run_dir, corpus_dir: where it wrote.
         exit_code: None where nobody kept it.
         last_event, said: the last event that this attempt wrote and its message; empty where it wrote none.
     """
     if kind == "corpus" and (corpus_dir / MANIFEST_FILE).exists() and last_event == "finished":
+        return Outcome(end="succeeded")
+    if kind == "export" and last_event == "finished":
         return Outcome(end="succeeded")
     if kind == "growth":
         try:

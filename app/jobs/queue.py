@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from app.contract import SPEC_FILE, CorpusSpec, Spec
+from app.contract import SPEC_FILE, CorpusSpec, Spec, UploadSpec
 from app.corpus.shards import Manifest
 from app.jobs.headers import DECISION_METRIC, decision_dataset, recipe_of, run_row
 from app.records import to_dict, write_json_atomically
@@ -18,6 +18,8 @@ from app.store.cohorts import join_cohort
 from app.store.database import Database
 from app.store.ids import new_id
 from app.store.tables import JobRow
+
+EXPORT_PRIORITY = 1_000
 
 
 def enqueue_arms(
@@ -99,6 +101,35 @@ def enqueue_corpus(database: Database, runs_dir: Path, spec: CorpusSpec, *, prio
         run_dir=str((runs_dir / spec.run_id).resolve()),
         spec=json.dumps(to_dict(spec)),
     )
+    _add_alone(database, row, spec)
+    return row
+
+
+def enqueue_upload(database: Database, runs_dir: Path, spec: UploadSpec) -> JobRow:
+    """Queue an export of a run's files, before everything that trains: it needs a slot for minutes, not days."""
+    row = JobRow(
+        id=spec.run_id,
+        kind="export",
+        name=spec.name,
+        role="export",
+        state="queued",
+        priority=EXPORT_PRIORITY,
+        device="cpu",
+        run_dir=str((runs_dir / spec.run_id).resolve()),
+        spec=json.dumps(to_dict(spec)),
+    )
+    _add_alone(database, row, spec)
+    return row
+
+
+def upload_under_way(database: Database, url: str) -> str | None:
+    """The job that exports to this URL or waits for it; None where there is none."""
+    with database.read() as session:
+        active = job_store.list_jobs(session, states=("queued", "running", "paused"), kind="export", limit=1000)
+    return next((job.id for job in active if json.loads(job.spec)["url"] == url), None)
+
+
+def _add_alone(database: Database, row: JobRow, spec: CorpusSpec | UploadSpec) -> None:
     run_dir = _write_spec(Path(row.run_dir), spec)
     try:
         with database.write() as session:
@@ -106,10 +137,9 @@ def enqueue_corpus(database: Database, runs_dir: Path, spec: CorpusSpec, *, prio
     except BaseException:
         shutil.rmtree(run_dir, ignore_errors=True)
         raise
-    return row
 
 
-def _write_spec(run_dir: Path, spec: Spec | CorpusSpec) -> Path:
+def _write_spec(run_dir: Path, spec: Spec | CorpusSpec | UploadSpec) -> Path:
     run_dir.mkdir(parents=True)
     try:
         write_json_atomically(run_dir / SPEC_FILE, to_dict(spec))

@@ -41,7 +41,6 @@ log = structlog.get_logger()
 
 TICK_SECONDS = 0.25
 SECONDS_AFTER_TROUBLE = 2.0
-LEASE_SECONDS = 60.0
 # Heartbeats in a lease: a few may be late.
 BEATS_A_LEASE = 12
 # A process asked to stop finishes its step and saves, which takes a large model a while; then it is killed.
@@ -85,7 +84,7 @@ class Supervisor:
         owner: str,
         on_run_ended: Callable[[str], None],
         runs_dir: Path | None = None,
-        lease_seconds: float = LEASE_SECONDS,
+        lease_seconds: float = job_store.LEASE_SECONDS,
     ) -> None:
         self._database = database
         self._launchers = {launcher.engine: launcher for launcher in launchers}
@@ -353,7 +352,7 @@ class Supervisor:
             last = job_store.last_process_event(session, job.id, (*_STANDINGS, "running"))
         # Behind the service's own `running` stands what this attempt wrote; before it, what earlier ones did.
         last_event, said = (last.event, last.message) if last is not None and last.event != "running" else ("", "")
-        corpus_dir = Path(json.loads(job.spec)["corpus_dir"])
+        corpus_dir = Path(json.loads(job.spec).get("corpus_dir", job.run_dir))
         outcome = outcome_of(job.kind, Path(job.run_dir), corpus_dir, poll.exit_code, last_event, said)
         if outcome.end == "died" and poll.message:
             return Outcome(end="died", reason=f"{outcome.reason} ({poll.message})")

@@ -11,6 +11,8 @@ from sqlalchemy.orm import Session
 from app.contract import EventLine
 from app.store.tables import JobEventRow, JobRow, utc_now
 
+# How long a service may be silent before another takes its jobs over, unless its settings say otherwise.
+LEASE_SECONDS = 60.0
 ENDED_STATES = ("succeeded", "failed", "cancelled")
 
 
@@ -39,6 +41,7 @@ def list_jobs(
     *,
     states: Iterable[str] = (),
     group_id: str | None = None,
+    kind: str | None = None,
     after: str | None = None,
     limit: int,
 ) -> Sequence[JobRow]:
@@ -48,6 +51,8 @@ def list_jobs(
         query = query.where(JobRow.state.in_(states))
     if group_id is not None:
         query = query.where(JobRow.group_id == group_id)
+    if kind is not None:
+        query = query.where(JobRow.kind == kind)
     if after is not None:
         query = query.where(JobRow.id < after)
     return session.scalars(query).all()

@@ -90,7 +90,7 @@ def test_cancelled_in_any_phase_by_a_request(service: Any, grow_body: Body, unti
     service.options = ("--slots", "1")
     client = service.start()
     growth = {"operator": "learn", "learn_steps": 2_000} if phase == "growth" else {}
-    body = grow_body(controls=[], token_budget=4_000_000, **growth)
+    body = grow_body(controls=[], token_budget=4_000_000, evaluation_every_tokens=5_120, **growth)
     if phase == "queued":
         before = start_run(client, body)
         until(lambda: client.job(before["id"])["state"] == "running", "the only slot is taken")

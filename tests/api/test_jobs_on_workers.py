@@ -185,8 +185,9 @@ def check_order(jobs: list[JobRow]) -> None:
             assert not waited or (-job.priority, job.id) < (-other.priority, other.id), (job.name, other.name)
 
 
-def test_twenty_short_jobs_of_eight_clients_run_once_each_in_order(
-    tmp_path: Path, database_url: str, until: Any
+@pytest.mark.parametrize("num_jobs", [20, pytest.param(200, marks=pytest.mark.long)])
+def test_short_jobs_of_eight_clients_run_once_each_in_order(
+    tmp_path: Path, database_url: str, until: Any, num_jobs: int
 ) -> None:
     """Corpus preparations, which need no torch, as real processes under one supervisor; 8 threads queue them at once."""
     database = Database(database_url)
@@ -208,15 +209,15 @@ def test_twenty_short_jobs_of_eight_clients_run_once_each_in_order(
     )
     supervisor.start()
     with ThreadPoolExecutor(NUM_CLIENTS) as clients:
-        list(clients.map(queue, range(20)))
+        list(clients.map(queue, range(num_jobs)))
 
     def all_jobs() -> list[JobRow]:
         with database.read() as session:
             return list(job_store.list_jobs(session, limit=1000))
 
-    until(lambda: all(job.state in ENDED for job in all_jobs()), "all have ended")
+    until(lambda: all(job.state in ENDED for job in all_jobs()), "all have ended", 3_000)
     supervisor.stop()
-    assert len(all_jobs()) == 20
+    assert len(all_jobs()) == num_jobs
     check_order(all_jobs())
     database.close()
 

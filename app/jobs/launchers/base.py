@@ -29,7 +29,7 @@ from fitting.errors import InputError
 
 EngineName = Literal["local", "ray", "exec"]
 DeviceKind = Literal["gpu", "cpu"]
-MODULES = {"growth": "app.engine", "corpus": "app.corpus"}
+MODULES = {"growth": "app.engine", "corpus": "app.corpus", "export": "app.uploads"}
 # What the store's ids are made of. A run directory is handed to shells and schedulers: its own name holds nothing else.
 RUN_DIR_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 
@@ -39,7 +39,7 @@ class Work:
     """What a launcher must know of a job.
 
     Attributes:
-        kind: ``growth`` (the engine) or ``corpus`` (a preparation).
+        kind: ``growth`` (the engine), ``corpus`` (a preparation) or ``export`` (to a URL).
         run_dir: holds ``spec.json``; the only thing that the process is told.
         num_processes: each takes one GPU or one CPU slot, all on one node unless ``num_nodes`` says otherwise.
         device: as the spec has it; ``auto`` is a GPU where the launcher has any.
@@ -47,7 +47,7 @@ class Work:
     """
 
     job_id: str
-    kind: Literal["growth", "corpus"]
+    kind: Literal["growth", "corpus", "export"]
     run_dir: Path
     num_processes: int = 1
     num_nodes: int = 1
