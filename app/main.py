@@ -39,6 +39,9 @@ from app.api import (
 )
 from app.api.service import Service
 from app.guidelines.refitter import Refitter
+from app.jobs.launchers.base import Launcher
+from app.jobs.launchers.exec import ExecLauncher
+from app.jobs.launchers.exec_settings import read_exec_settings
 from app.jobs.launchers.local import LocalLauncher
 from app.jobs.supervisor import Supervisor
 from app.records import write_json_atomically
@@ -58,7 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     """The service over `settings.data_dir`, its database migrated; its launcher loop runs while the app does.
 
     Raises:
-        StartError: the database cannot be opened or migrated, or an export URL cannot be used.
+        StartError: the database cannot be opened or migrated, an export URL cannot be used, or a launcher's settings are wrong.
     """
     try:
         _ = settings.allowed_export_urls
@@ -66,11 +69,12 @@ def create_app(settings: Settings) -> FastAPI:
         raise StartError(f"--export-to: {error}") from None
     for folder in (settings.data_dir, settings.runs_dir, settings.corpora_dir):
         folder.mkdir(parents=True, exist_ok=True)
+    launchers = _launchers(settings)
     database = _open_database(settings)
     refitter = Refitter(database)
     supervisor = Supervisor(
         database,
-        [LocalLauncher(settings.runs_dir.resolve(), num_slots=settings.num_slots)],
+        launchers,
         owner=f"{socket.gethostname()}:{settings.data_dir.resolve()}",
         on_run_ended=refitter.ask,
         # A database of its own holds no jobs of other services: there, one whose folder moved fails and says so.
@@ -113,6 +117,17 @@ def create_app(settings: Settings) -> FastAPI:
     ):
         app.include_router(module.router)
     return app
+
+
+def _launchers(settings: Settings) -> list[Launcher]:
+    runs_dir = settings.runs_dir.resolve()
+    launchers: list[Launcher] = [LocalLauncher(runs_dir, num_slots=settings.num_slots)]
+    if settings.exec_file is not None:
+        try:
+            launchers.append(ExecLauncher(runs_dir, read_exec_settings(settings.exec_file)))
+        except InputError as error:
+            raise StartError(f"--exec-file {settings.exec_file}: {error}") from None
+    return launchers
 
 
 def _open_database(settings: Settings) -> Database:

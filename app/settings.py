@@ -31,6 +31,7 @@ class Settings(BaseSettings):
         shared_runs_dir: where run directories lie, if not under `data_dir`. Services that share a database and this
             folder take each other's jobs over.
         export_urls: below which runs may be exported, parted by spaces; nowhere by default.
+        exec_file: the commands of the team's own scheduler, which the engine `exec` then hands jobs to.
         lease_seconds: how long a service may be silent before another takes its jobs over.
     """
 
@@ -43,6 +44,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     shared_runs_dir: Path | None = None
     export_urls: Annotated[tuple[str, ...], NoDecode] = ()
+    exec_file: Path | None = None
     lease_seconds: float = Field(default=LEASE_SECONDS, ge=1, le=86_400)
 
     @field_validator("export_urls", mode="before")

@@ -38,6 +38,10 @@ from app.settings import DEFAULT_HOST, DEFAULT_PORT
     help="A URL below which runs may be exported, such as s3://bucket/models or file:///exports; repeatable "
     "(GROWTHLAW_EXPORT_URLS, parted by spaces).",
 )  # fmt: skip
+@click.option(
+    "--exec-file", envvar="GROWTHLAW_EXEC_FILE", type=click.Path(path_type=Path, dir_okay=False),
+    help="Commands of your own scheduler, for the engine exec; `growthlaw workers template` writes one.",
+)  # fmt: skip
 @json_option
 def serve(
     host: str,
@@ -47,6 +51,7 @@ def serve(
     database_url: str | None,
     runs_dir: Path | None,
     export_to: tuple[str, ...],
+    exec_file: Path | None,
     as_json: bool,
 ) -> None:
     """Start the service. Stop it with Ctrl-C: running jobs go on and are taken up again by the next start.
@@ -64,6 +69,7 @@ def serve(
         "database_url": database_url,
         "shared_runs_dir": runs_dir,
         "export_urls": export_to or None,
+        "exec_file": exec_file,
     }
     values = {"host": host, "port": port, "data_dir": data_dir} | {
         name: value for name, value in given.items() if value is not None

@@ -1,17 +1,22 @@
-"""`growthlaw workers`: what jobs run on."""
+"""`growthlaw workers`: what jobs run on, and settings to begin with for a scheduler of one's own."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
 from app.commands.output import emit_json, json_option, print_table, short, url_option
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @url_option
 @json_option
-def workers(url: str | None, as_json: bool) -> None:
+@click.pass_context
+def workers(context: click.Context, url: str | None, as_json: bool) -> None:
     """Each machine and its GPUs and CPU slots: free, or which job; memory, versions, when it was last seen."""
+    if context.invoked_subcommand is not None:
+        return
     from app.client import Growthlaw
 
     with Growthlaw(url) as client:
@@ -35,3 +40,16 @@ def workers(url: str | None, as_json: bool) -> None:
             for device in node["devices"]
         ]
         print_table(columns, rows)
+
+
+@workers.command()
+@click.argument("scheduler", type=click.Choice(["slurm", "kubernetes"]))
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="The folder to write them into."
+)
+def template(scheduler: str, out: Path) -> None:
+    """Write the settings file and the job template for a scheduler, to edit and to serve with --exec-file."""
+    from app.jobs.launchers.exec_template import write_shipped
+
+    for path in write_shipped(scheduler, out):
+        click.echo(path)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from app.contract import ExitCode, Result, Spec, read_result, read_spec
 from app.engine.data import open_corpus
 from app.engine.errors import BadDataError, BadSpecError, explain
-from app.engine.launch import Launch, start_ranks
+from app.engine.launch import Launch, Nodes, start_ranks
 from app.engine.metrics import EventsWriter
 from app.engine.plan import plan_phases
 
@@ -62,9 +62,11 @@ def main(arguments: list[str], pause: Pause) -> int:
         return ExitCode.BAD_SPEC
     launch = Launch.from_environment(os.environ)
     if launch is None:
-        num_processes = _num_processes(run_dir)
+        num_processes, nodes = _num_processes(run_dir), Nodes.from_environment(os.environ)
         if num_processes > 1:
-            return start_ranks(str(run_dir), num_processes, lambda: pause.requested)
+            return start_ranks(str(run_dir), num_processes, nodes, lambda: pause.requested)
+        if nodes.rank > 0:
+            return ExitCode.DONE  # there is nothing to train, or nothing to share: the first machine says which
         launch = Launch()
     if not launch.is_main:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):

@@ -1,16 +1,21 @@
-"""One run, several processes on one machine: what torchrun's environment says, and a start without torchrun.
+"""One run, several processes, on one machine or several: what torchrun's environment says, and a start without it.
 
 ``python -m app.engine RUN_DIR`` starts as many ranks as ``num_processes`` asks for and ends with the run's own exit
-code, which torchrun replaces by 1 (paused, diverged and failed would look alike). Over several machines torchrun is
-the start: then its environment is found here and obeyed.
+code, which torchrun replaces by 1 (paused, diverged and failed would look alike). Under torchrun its environment is found
+here and obeyed. Over several machines either will do: torchrun, or this on each of them, told of the others by the
+variables of the second half.
 
-=====================  ======================================================
-variable               meaning
-=====================  ======================================================
-``RANK``               this process's number among all, from 0
-``LOCAL_RANK``         its number on this machine; the CUDA device it takes
-``WORLD_SIZE``         how many there are
-=====================  ======================================================
+=======================  =====================================================================
+variable                 meaning
+=======================  =====================================================================
+``RANK``                 this process's number among all, from 0
+``LOCAL_RANK``           its number on this machine; the CUDA device it takes
+``WORLD_SIZE``           how many there are
+``GROWTHLAW_NUM_NODES``  machines on which the engine is started; each gets equally many ranks
+``GROWTHLAW_NODE_RANK``  this machine's number among them, from 0
+``MASTER_ADDR``          where the ranks meet: the first machine, as the others reach it
+``MASTER_PORT``          a free port of it
+=======================  =====================================================================
 
 No torch here: a bad spec must cost a fraction of a second.
 """
@@ -68,30 +73,46 @@ class Launch:
             )
 
 
-def start_ranks(run_dir: str, size: int, pause_requested: Callable[[], bool]) -> int:
-    """Run ``size`` ranks of the engine on this machine to their end; returns the run's exit code.
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """A machine's place among those of its run."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Nodes:
+        count = int(environment.get("GROWTHLAW_NUM_NODES", 1))
+        return cls(rank=int(environment.get("GROWTHLAW_NODE_RANK", 0)), count=count)
+
+
+def start_ranks(run_dir: str, size: int, nodes: Nodes, pause_requested: Callable[[], bool]) -> int:
+    """Run this machine's share of ``size`` ranks of the engine to their end; returns the run's exit code.
 
     A pause is passed on to all ranks. Once one has ended the others get :data:`GRACE_SECONDS` to end too and are then
     killed: they end together or wait for it in vain. If this process itself is killed the ranks go on; rank 0 holds the
     lock, so another start waits for them.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    if size % nodes.count:
+        print(
+            f"num_processes is {size}, but {nodes.count} machines get equally many; choose a multiple", file=sys.stderr
+        )
+        return ExitCode.BAD_SPEC
+    num_here = size // nodes.count
+    meeting = _meeting_here() if nodes.count == 1 else {}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "app.engine", run_dir],
             env={
                 **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
+                "RANK": str(nodes.rank * num_here + place),
+                "LOCAL_RANK": str(place),
                 "WORLD_SIZE": str(size),
-                "LOCAL_WORLD_SIZE": str(size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                "LOCAL_WORLD_SIZE": str(num_here),
+                **meeting,
             },
         )
-        for rank in range(size)
+        for place in range(num_here)
     ]
     try:
         return _wait(processes, pause_requested)
@@ -99,6 +120,12 @@ def start_ranks(run_dir: str, size: int, pause_requested: Callable[[], bool]) ->
         for process in processes:
             process.kill()
             process.wait()
+
+
+def _meeting_here() -> dict[str, str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], pause_requested: Callable[[], bool]) -> int:

@@ -45,6 +45,8 @@ SECONDS_AFTER_TROUBLE = 2.0
 BEATS_A_LEASE = 12
 # A process asked to stop finishes its step and saves, which takes a large model a while; then it is killed.
 SECONDS_TO_STOP = {"cancel": 60.0, "pause": 900.0}
+# How long a launcher must have said the same of a job before its story has it: most waits are over sooner.
+SECONDS_TO_TELL = 10.0
 # Deaths without a new point between them, after which a job is given up.
 MAX_DEATHS = 3
 # Events of a process that say how it stands.
@@ -99,6 +101,9 @@ class Supervisor:
         self._heard: dict[str, tuple[str | None, float]] = {}
         # Cohorts of runs whose end may be stored but was not answered.
         self._unanswered: set[str] = set()
+        # What a launcher says of a living job and since when; what of it the job's story has.
+        self._said: dict[str, tuple[str, float]] = {}
+        self._told: dict[str, str] = {}
         self._has_recovered = False
         self._last_beat = 0.0
         self._halt = threading.Event()
@@ -299,6 +304,7 @@ class Supervisor:
         poll = launcher.poll(job.handle)
         self._take_in(job)
         if poll.state in ("waiting", "running"):
+            self._tell(job, poll.message)
             if job.wish is not None:
                 self._stop(launcher, job, job.handle)
             return True
@@ -307,7 +313,21 @@ class Supervisor:
         self._end(job, self._outcome(job, poll))
         self._asked_to_stop.pop(job.handle, None)
         self._killed.discard(job.handle)
+        self._said.pop(job.id, None)
+        self._told.pop(job.id, None)
         return False
+
+    def _tell(self, job: JobRow, message: str) -> None:
+        """Put what a launcher keeps saying of living work, why it waits or cannot be asked for, into its story, once."""
+        now = time.monotonic()
+        if message != self._said.get(job.id, ("", now))[0]:
+            self._said[job.id] = (message, now)
+        _, since = self._said.get(job.id, ("", now))
+        if message == self._told.get(job.id, "") or (message and now - since < SECONDS_TO_TELL):
+            return
+        self._told[job.id] = message
+        with self._database.write() as session:
+            job_store.add_event(session, job.id, "waiting" if message else "going_on", message or "it is seen again")
 
     def _take_in(self, job: JobRow) -> bool:
         """Store the lines that the job's process has appended; True if there were any."""

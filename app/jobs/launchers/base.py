@@ -34,6 +34,10 @@ MODULES = {"growth": "app.engine", "corpus": "app.corpus", "export": "app.upload
 RUN_DIR_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 
 
+class SchedulerAway(RuntimeError):
+    """Work cannot be handed over for now, and will be once the scheduler answers again: submit it again later."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What a launcher must know of a job.
@@ -125,6 +129,7 @@ class Launcher(ABC):
         Raises:
             InputError: its run directory is none that may be run.
             OSError: it cannot be started.
+            SchedulerAway: not now, but it is worth another try.
         """
 
     @abstractmethod
