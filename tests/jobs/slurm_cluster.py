@@ -42,14 +42,12 @@ class SlurmCluster:
         folder: holds its configuration, state and logs.
         nodes: names of its machines; each has ``num_cpus`` CPUs, more than there may be, and the GPUs of ``gres``, which
             no process of a job is ever given.
-        seconds_remembered: how long a job that has ended is known (MinJobAge).
     """
 
     folder: Path
     nodes: Sequence[str] = ("n1",)
     num_cpus: int = 4
     gres: str = ""
-    seconds_remembered: int = 300
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -87,7 +85,12 @@ class SlurmCluster:
         )
         if self.gres:
             kind, name, count = self.gres.split(":")
-            (self.folder / "gres.conf").write_text(f"Name={kind} Type={name} Count={count}\n")
+            # Files in the place of devices: Slurm asks that they are there, and opens none.
+            for index in range(int(count)):
+                (self.folder / f"gpu{index}").touch()
+            (self.folder / "gres.conf").write_text(
+                f"Name={kind} Type={name} File={self.folder}/gpu[0-{int(count) - 1}]\n"
+            )
         self.conf.write_text(f"""\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -109,7 +112,6 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 ReturnToService=2
-MinJobAge={self.seconds_remembered}
 KillWait=10
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
 AccountingStorageType=accounting_storage/none
@@ -129,8 +131,9 @@ PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
                 [path, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
-    def start_controller(self) -> None:
-        self.start_daemon("slurmctld", "-D", "-f", str(self.conf))
+    def start_controller(self, *, is_forgetful: bool = False) -> None:
+        """Start slurmctld with the state that it left, or without any (`-c`)."""
+        self.start_daemon("slurmctld", "-D", *(["-c"] if is_forgetful else []), "-f", str(self.conf))
 
     def start_node(self, node: str) -> None:
         self.start_daemon("slurmd", "-D", "-N", node, "-f", str(self.conf), name=f"slurmd-{node}")

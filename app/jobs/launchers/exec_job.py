@@ -141,8 +141,9 @@ class Job:
         if kind == "ended":
             self.poll = Poll(state="ended", exit_code=self._told_exit_code(groups), message=message)
         elif kind == "killed":
-            # The scheduler's doing: what exit code it keeps says nothing of the engine, but the job may have saved.
-            self.poll = Poll(state="ended", exit_code=self.exit_code, message=message)
+            # The scheduler's doing: what exit code it keeps says nothing of the engine, but the job may have saved. A 0
+            # is that of a starter which was cut off (srun's as its node fails); a run that is done has its result.
+            self.poll = Poll(state="ended", exit_code=self.exit_code or None, message=message)
         elif kind == "out_of_memory":
             self.poll = Poll(state="ended", exit_code=ExitCode.OUT_OF_MEMORY, message=message)
         else:
