@@ -43,6 +43,8 @@ from app.jobs.launchers.base import Launcher
 from app.jobs.launchers.exec import ExecLauncher
 from app.jobs.launchers.exec_settings import read_exec_settings
 from app.jobs.launchers.local import LocalLauncher
+from app.jobs.launchers.ray import RayLauncher
+from app.jobs.launchers.ray_api import RayApi, RayRefusedError, RayToken
 from app.jobs.supervisor import Supervisor
 from app.records import write_json_atomically
 from app.settings import LOOPBACK_HOSTS, Settings
@@ -127,7 +129,27 @@ def _launchers(settings: Settings) -> list[Launcher]:
             launchers.append(ExecLauncher(runs_dir, read_exec_settings(settings.exec_file)))
         except InputError as error:
             raise StartError(f"--exec-file {settings.exec_file}: {error}") from None
-    return launchers
+    return [*launchers, *_ray_launchers(settings)]
+
+
+def _ray_launchers(settings: Settings) -> list[RayLauncher]:
+    """The Ray cluster of the settings, if they name one. One that is away is waited for, one that refuses us is not.
+
+    Raises:
+        StartError: the address or the token is wrong.
+    """
+    if settings.ray_address is None:
+        return []
+    try:
+        api = RayApi(settings.ray_address, RayToken(settings.ray_token, settings.ray_token_file))
+        version = api.version()
+    except (InputError, RayRefusedError) as error:
+        raise StartError(str(error)) from None
+    except OSError as error:
+        structlog.get_logger().warning("ray_away", reason=str(error))
+    else:
+        structlog.get_logger().info("ray_attached", address=api.address, ray=version)
+    return [RayLauncher(settings.runs_dir.resolve(), api, python=settings.ray_python)]
 
 
 def _open_database(settings: Settings) -> Database:

@@ -32,6 +32,9 @@ class Settings(BaseSettings):
             folder take each other's jobs over.
         export_urls: below which runs may be exported, parted by spaces; nowhere by default.
         exec_file: the commands of the team's own scheduler, which the engine `exec` then hands jobs to.
+        ray_address: http(s)://HOST:PORT of a Ray dashboard; the engine `ray` then runs jobs on its workers.
+        ray_token, ray_token_file: Ray's token, or the file it is in.
+        ray_python: the Python of Ray's workers that has this package.
         lease_seconds: how long a service may be silent before another takes its jobs over.
     """
 
@@ -45,6 +48,10 @@ class Settings(BaseSettings):
     shared_runs_dir: Path | None = None
     export_urls: Annotated[tuple[str, ...], NoDecode] = ()
     exec_file: Path | None = None
+    ray_address: str | None = None
+    ray_token: SecretStr | None = None
+    ray_token_file: Path | None = None
+    ray_python: str = Field(default="python", min_length=1)
     lease_seconds: float = Field(default=LEASE_SECONDS, ge=1, le=86_400)
 
     @field_validator("export_urls", mode="before")

@@ -122,8 +122,11 @@ def _detail(service: Service, job: JobRow) -> JobDetail:
                     validation_loss_nats=validation.value if validation else None,
                     tokens_per_second=speed.value if speed else None,
                 )
+    shown = Job.model_validate(job)
+    if job.state == "queued" and (trouble := service.supervisor.trouble(job.engine)):
+        shown.reason = f"it waits: {trouble}"
     return JobDetail(
-        **Job.model_validate(job).model_dump(),
+        **shown.model_dump(),
         run_dir=job.run_dir,
         progress=progress,
         last_message=events[0].message if events else "",

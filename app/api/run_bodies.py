@@ -119,6 +119,12 @@ class StartBody(BaseModel):
     num_processes: int = Field(
         default=1, ge=1, le=65_536, description="processes that share the model, each with a GPU or CPU slot"
     )
+    min_processes: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_536,
+        description="fewest that the run may go on with where the ray engine lost a node; it waits for all where left out",
+    )
     num_nodes: int = Field(default=1, ge=1, le=65_536, description="machines that the processes are spread over")
 
 

@@ -31,7 +31,7 @@ IdempotencyKey = Annotated[
 BYTES_A_PARAMETER_SAVED = 4 * 3
 BYTES_A_PARAMETER = 2 * BYTES_A_PARAMETER_SAVED + 4 * 2
 BYTES_OF_LOGS = 50_000_000
-_LATER_FIELDS = ("engine", "num_processes", "num_nodes")
+_LATER_FIELDS = ("engine", "num_processes", "min_processes", "num_nodes")
 
 
 def started_before(service: Service, body: StartBody, idempotency_key: str | None) -> dict[str, JobRow]:

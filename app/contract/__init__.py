@@ -17,6 +17,9 @@ file                      what it holds
 ``engine.log``            whatever the process prints
 ========================  =====================================================================
 
+Beside the run directories the service keeps ``.growthlaw-probe``, by which a worker elsewhere sees that it looks at the
+same directory as the service.
+
 After a restart the engine appends only lines whose ``seq`` is not in the file yet, so a reader that
 stores rows by (run id, seq) sees every point exactly once.
 """
@@ -53,6 +56,7 @@ __all__ = [
     "MAX_SEED",
     "METRICS_FILE",
     "NAME_PATTERN",
+    "PROBE_FILE",
     "RESULT_FILE",
     "SPEC_FILE",
     "CorpusSpec",
@@ -84,6 +88,7 @@ RESULT_FILE = "result.json"
 LOG_FILE = "engine.log"
 CHECKPOINTS_DIR = "checkpoints"
 EXPORTS_DIR = "exports"
+PROBE_FILE = ".growthlaw-probe"
 
 
 def read_corpus_spec(run_dir: Path) -> CorpusSpec:

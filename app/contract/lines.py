@@ -13,7 +13,10 @@ RunStatus = Literal["finished", "diverged", "stopped", "running"]
 
 
 class ExitCode(enum.IntEnum):
-    """How a run's process ends; the values follow sysexits.h where one fits."""
+    """How a run's process ends; the values follow sysexits.h where one fits.
+
+    UNFIT_WORKER is said before the engine starts, by what a scheduler runs: the node cannot run the job.
+    """
 
     DONE = 0
     BUG = 1
@@ -22,6 +25,7 @@ class ExitCode(enum.IntEnum):
     UNAVAILABLE = 69
     DIVERGED = 70
     OUT_OF_MEMORY = 71
+    UNFIT_WORKER = 72
     NO_SPACE = 73
     LOST_PROCESS = 74
     PAUSED = 75

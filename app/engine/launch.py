@@ -30,7 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.contract import ExitCode, Spec
 from app.engine.errors import BadSpecError
@@ -61,16 +61,21 @@ class Launch:
         return cls(rank=rank, local_rank=int(environment.get("LOCAL_RANK", rank)), size=int(environment["WORLD_SIZE"]))
 
     def check(self, spec: Spec) -> None:
-        """Refuse to train with another number of processes than the spec's.
+        """Refuse to train with another number of processes than the spec's, or fewer than it may go on with.
 
         Raises:
-            BadSpecError: they differ.
+            BadSpecError: they differ, or do not divide the batch.
         """
-        if self.size != spec.num_processes:
+        if not (spec.min_processes or spec.num_processes) <= self.size <= spec.num_processes:
+            fewest = f" (at least {spec.min_processes})" if spec.min_processes else ""
             raise BadSpecError(
-                f"num_processes is {spec.num_processes}, but {self.size} were started (WORLD_SIZE); start "
+                f"num_processes is {spec.num_processes}{fewest}, but {self.size} were started (WORLD_SIZE); start "
                 f"{spec.num_processes} with torchrun, or set num_processes to {self.size}"
             )
+        try:
+            replace(spec, num_processes=self.size, min_processes=None)
+        except ValueError as error:
+            raise BadSpecError(str(error)) from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from app.contract import EVENTS_FILE, LOG_FILE, EventLine, ExitCode, Result, rea
 from app.corpus.shards import MANIFEST_FILE
 from app.jobs.tail import log_tail
 
-End = Literal["succeeded", "failed", "paused", "died"]
+End = Literal["succeeded", "failed", "paused", "died", "stopped"]
 Cause = Literal[
     "out_of_memory", "diverged", "lost_worker", "bad_data", "bad_spec", "no_space", "unavailable", "no_worker", "bug"
 ]  # fmt: skip
@@ -48,13 +48,14 @@ WORDS: dict[Cause, tuple[str, str]] = {
         "store unavailable",
         "see that it can be reached and lets the service write there, then retry the job",
     ),
-    "no_worker": ("no worker", "ask for less, or attach a larger worker and retry the job"),
+    "no_worker": ("no worker", "ask for less, or attach a worker that can run it, and retry the job"),
     "bug": ("bug", "its log says where: GET /jobs/{id}/logs; report it, and retry once it is mended"),
 }
 _CAUSES: dict[int, Cause] = {
     ExitCode.BUG: "bug",
     ExitCode.BAD_SPEC: "bad_spec",
     ExitCode.BAD_DATA: "bad_data",
+    ExitCode.UNFIT_WORKER: "no_worker",
     ExitCode.DIVERGED: "diverged",
     ExitCode.OUT_OF_MEMORY: "out_of_memory",
     ExitCode.NO_SPACE: "no_space",
@@ -68,7 +69,8 @@ _LOG_BYTES = 600
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a process ended. ``died`` means killed from outside: it may run on from its checkpoint."""
+    """How a process ended. ``died`` means killed from outside: it may run on from its checkpoint, which a
+    ``stopped`` one does only when somebody says so."""
 
     end: End
     reason: str = ""
@@ -84,7 +86,7 @@ def failure(cause: Cause, said: str, result: Result | None = None) -> Outcome:
 
 
 def outcome_of(
-    kind: str, run_dir: Path, corpus_dir: Path, exit_code: int | None, last_event: str, said: str
+    kind: str, run_dir: Path, corpus_dir: Path, exit_code: int | None, last_event: str, said: str, told: str = ""
 ) -> Outcome:
     """Decide how the job's process ended.
 
@@ -93,6 +95,7 @@ def outcome_of(
         run_dir, corpus_dir: where it wrote.
         exit_code: None where nobody kept it.
         last_event, said: the last event that this attempt wrote and its message; empty where it wrote none.
+        told: what its launcher says of its end.
     """
     if kind == "corpus" and (corpus_dir / MANIFEST_FILE).exists() and last_event == "finished":
         return Outcome(end="succeeded")
@@ -120,7 +123,9 @@ def outcome_of(
     if exit_code == ExitCode.LOST_PROCESS:
         return Outcome(end="died", reason=said or "another process of the run is gone")
     if last_event != "failed":
-        said = f"exit code {exit_code}; its log ends with: {log_tail(run_dir / LOG_FILE)[-_LOG_BYTES:]}"
+        # Where its own log is silent, it never came to write one.
+        log = log_tail(run_dir / LOG_FILE)
+        said = f"exit code {exit_code}; {f'its log ends with: {log[-_LOG_BYTES:]}' if log else told[-_LOG_BYTES:]}"
     return failure(_CAUSES.get(exit_code if exit_code is not None else ExitCode.BUG, "bug"), said)
 
 

@@ -49,6 +49,7 @@ SECONDS_TO_STOP = {"cancel": 60.0, "pause": 900.0}
 SECONDS_TO_TELL = 10.0
 # Deaths without a new point between them, after which a job is given up.
 MAX_DEATHS = 3
+LONGEST_MESSAGE = 500
 # Events of a process that say how it stands.
 _STANDINGS = ("started", "resumed", "paused", "failed", "diverged", "finished")
 
@@ -171,6 +172,11 @@ class Supervisor:
         """
         self.launcher(engine).fit(work)
 
+    def trouble(self, engine: str) -> str:
+        """Why an engine can start nothing for now; empty where it can, or where this service has no such engine."""
+        launcher = self._launchers.get(cast(EngineName, engine))
+        return launcher.trouble() if launcher is not None else ""
+
     def nodes(self) -> list[Node]:
         return [node for launcher in self._launchers.values() for node in launcher.nodes()]
 
@@ -233,8 +239,12 @@ class Supervisor:
         A job that must wait holds back those behind it that want the same devices: large jobs are not starved.
         """
         with self._database.read() as session:
-            if job_store.next_queued_job(session, runs_dir=self._runs_dir) is None:
-                return False
+            first = job_store.next_queued_job(session, runs_dir=self._runs_dir)
+        if first is None:
+            return False
+        # A launcher may have to look at its cluster: not while the database is held for writing.
+        with contextlib.suppress(InputError):
+            self.launcher(first.engine).fit(work_of(first))
         with self._database.write() as session:
             job = self._claim(session)
         if job is None or job.state != "running":
@@ -373,9 +383,11 @@ class Supervisor:
         # Behind the service's own `running` stands what this attempt wrote; before it, what earlier ones did.
         last_event, said = (last.event, last.message) if last is not None and last.event != "running" else ("", "")
         corpus_dir = Path(json.loads(job.spec).get("corpus_dir", job.run_dir))
-        outcome = outcome_of(job.kind, Path(job.run_dir), corpus_dir, poll.exit_code, last_event, said)
+        outcome = outcome_of(job.kind, Path(job.run_dir), corpus_dir, poll.exit_code, last_event, said, poll.message)
+        if poll.is_stopped and outcome.end in ("died", "paused"):
+            return Outcome(end="stopped", reason=f"{poll.message}; resume it to go on from its last checkpoint")
         if outcome.end == "died" and poll.message:
-            return Outcome(end="died", reason=f"{outcome.reason} ({poll.message})")
+            return Outcome(end="died", reason=f"{outcome.reason} ({poll.message[-LONGEST_MESSAGE:]})")
         return outcome
 
     def _end(self, job: JobRow, outcome: Outcome) -> None:
@@ -405,6 +417,8 @@ class Supervisor:
             return outcome.end, outcome.reason, {"cause": outcome.cause}
         if wish == "cancel":
             return "cancelled", "cancelled while it ran; its last checkpoint is kept", {}
+        if outcome.end == "stopped":
+            return "paused", outcome.reason, {}
         if wish == "pause":
             return "paused", "resume it to go on from its last checkpoint", {}
         # A stop that nobody asked the service for is the machine's: it shut down, or its scheduler took it back.

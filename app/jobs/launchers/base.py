@@ -75,11 +75,13 @@ class Poll:
         state: ``waiting`` in the scheduler's own queue; ``lost`` where nobody knows of it any more.
         exit_code: of ended work; negative is a signal's number, None where nobody kept it.
         message: the launcher's own words, for the job's story.
+        is_stopped: somebody ended it by the scheduler's own means; it pauses until it is resumed.
     """
 
     state: Literal["waiting", "running", "ended", "lost"]
     exit_code: int | None = None
     message: str = ""
+    is_stopped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,10 @@ class Launcher(ABC):
     """One way to run jobs. Methods may be called from several threads; none may block for long."""
 
     engine: EngineName
+
+    def trouble(self) -> str:
+        """Why this launcher can start nothing for now, whatever the work; empty where it can."""
+        return ""
 
     @abstractmethod
     def fit(self, work: Work) -> Literal["now", "later"]:
