@@ -46,7 +46,7 @@ def read(file: LogFile) -> tuple[Log, ...]:
                 rows=(LogRow(step=step, values={TOKENS: tokens, _LOSS: loss}),),
                 columns=(_COLUMN,),
                 tokens_column=TOKENS,
-                name=f"d{row['depth']}-{row['flops_budget']}"[:64],
+                name=f"d{row.get('depth', place)}-{row.get('flops_budget', '')}"[:64],
                 target_params=size,
             )
         )
