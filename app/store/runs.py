@@ -48,7 +48,7 @@ def finish_run(session: Session, run_id: str, **values: Any) -> None:
 def stop_run(session: Session, run_id: str, reason: str) -> None:
     """End a run that will not finish: it keeps the tokens and FLOPs that its points say it has seen, no more."""
     by_phase = select(PointRow.phase, func.max(PointRow.tokens)).where(PointRow.run_id == run_id)
-    seen = {phase: tokens for phase, tokens in session.execute(by_phase.group_by(PointRow.phase))}
+    seen: dict[str, int] = dict(session.execute(by_phase.group_by(PointRow.phase)).all())
     run = get_run(session, run_id)
     if seen and run is not None and run.parent_run_id is not None:
         # The base phase of a decay leg was trained, whole, by its trunk, and its points are the trunk's.
