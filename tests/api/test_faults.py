@@ -97,6 +97,10 @@ def test_cancelled_in_any_phase_by_a_request(service: Any, grow_body: Body, unti
     job = start_run(client, body)
     if phase == "starting":
         until(service.engine_processes, "its process is there")
+    elif phase == "growth":
+        # Its points are written when it is done; it is at work once the base's last checkpoint stands.
+        grows_at = body["growth_timing_tokens"]
+        until(lambda: [one for one in client.checkpoints(job["id"]) if one["run_tokens"] == grows_at], "the base is done")
     elif phase != "queued":
         until(lambda: reaches(client, job, phase), f"the {phase} phase runs")
     client.cancel(job["id"])
