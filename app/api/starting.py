@@ -112,12 +112,12 @@ def _check_disk(service: Service, specs: Iterable[Spec]) -> None:
         + BYTES_OF_LOGS
         for spec in specs
     )
-    free = shutil.disk_usage(service.settings.data_dir).free
+    free = shutil.disk_usage(service.settings.runs_dir).free
     if free < needed:
         raise Problem(
             507,
-            f"the data directory {service.settings.data_dir} has {free / 1e9:.2f} GB free, but checkpoints and exports "
-            f"of this design need about {needed / 1e9:.2f} GB; free some space or serve another --data-dir",
+            f"{service.settings.runs_dir} is on a disk with {free / 1e9:.2f} GB free, but checkpoints and exports "
+            f"of this design need about {needed / 1e9:.2f} GB; free some space, or serve another --data-dir or --runs-dir",
         )
 
 

@@ -100,7 +100,9 @@ def test_cancelled_in_any_phase_by_a_request(service: Any, grow_body: Body, unti
     elif phase == "growth":
         # Its points are written when it is done; it is at work once the base's last checkpoint stands.
         grows_at = body["growth_timing_tokens"]
-        until(lambda: [one for one in client.checkpoints(job["id"]) if one["run_tokens"] == grows_at], "the base is done")
+        until(
+            lambda: [one for one in client.checkpoints(job["id"]) if one["run_tokens"] == grows_at], "the base is done"
+        )
     elif phase != "queued":
         until(lambda: reaches(client, job, phase), f"the {phase} phase runs")
     client.cancel(job["id"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +98,18 @@ def test_a_restart_of_the_database_loses_and_doubles_nothing(
     finally:
         postgres.start()
     until(lambda: [p for p in client.points(job["run_id"]) if p["phase"] == "grown"], "the service goes on too")
+    threads = ThreadPoolExecutor(1)
+    stream = threads.submit(lambda: list(client.events(job["id"])))
     postgres.stop("immediate")
     try:
         until(lambda: (run_dir / "result.json").exists(), "the run ends on its own")
         until(lambda: service.engine_processes() == [], "its process is gone")
     finally:
         postgres.start()
-    assert list(client.events(job["id"]))[-1].data["state"] == "succeeded"
+    # A stream that was open breaks, and is taken up where it broke.
+    seen = stream.result()
+    assert seen[-1].data["state"] == "succeeded"
+    assert len({event.id for event in seen}) == len(seen) - 1, "the end bears the id of what stands before it"
     ended = client.job(job["id"])
     assert (ended["num_attempts"], ended["cause"]) == (1, None)
     check_taken_in_once(client, job, run_dir)
