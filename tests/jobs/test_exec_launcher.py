@@ -176,6 +176,17 @@ def test_a_settings_file_that_is_none_is_refused(tmp_path: Path) -> None:
             read_exec_settings(path)
 
 
+def test_the_service_does_not_start_with_them(tmp_path: Path, state: Path) -> None:
+    path = write_settings(tmp_path / "settings", simple_settings(state, template="../job.sh"))
+    serve = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data-dir", str(tmp_path / "data")]
+    said = subprocess.run(
+        [*serve, "--exec-file", str(path)],
+        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    assert said.returncode == 1
+    assert f"--exec-file {path}: template is '../job.sh', which leaves the folder of the settings file" in said.stderr
+
+
 def test_a_template_may_be_a_link_inside_its_folder(tmp_path: Path) -> None:
     """As Kubernetes mounts a ConfigMap: every file is a link into a folder of the day, beside it."""
     (tmp_path / "state").mkdir()

@@ -13,6 +13,7 @@ import psutil
 import pytest
 from slurm_cluster import INSTALL, SlurmCluster, missing
 
+from app.client import Refused
 from app.contract import ExitCode
 from app.jobs.launchers import exec as exec_launcher
 from app.jobs.launchers.base import Launcher, Node, SchedulerAway, Submission, Work
@@ -94,6 +95,34 @@ class TestExecLauncherOnSlurm(LauncherConformance):
         cluster.start_controller()
         bench.check_end(job_id, undisturbed[1])
         assert bench.job(job_id).num_attempts == 1
+
+
+# --- through the service -------------------------------------------------------------------------------------
+
+
+def test_a_service_that_is_given_the_file_trains_on_slurm(
+    cluster: SlurmCluster, settings_file: Path, service: Any, grow_body: Callable[..., dict[str, Any]], until: Any
+) -> None:
+    service.options = ("--exec-file", str(settings_file))
+    client = service.start()
+    nodes = {node["name"]: node for node in client.workers() if node["engine"] == "exec"}
+    assert nodes.keys() == {"n1", "n2"}
+    assert [device["kind"] for device in nodes["n1"]["devices"]] == ["gpu"] * GPUS_A_NODE + ["cpu"] * 2
+    body = {
+        "name": "short", "cohort": "tiny", "corpus": "tiny", "model": grow_body()["target_model"], "engine": "exec",
+        "training": {"tokens": 51_200, "peak_lr": 4e-3, "batch_sequences": 8}, "num_validation_windows": 16,
+        "device": "cpu",
+    }  # fmt: skip
+    with pytest.raises(Refused, match="needs 8 CPU slots, the largest node has 2"):
+        client.train(body | {"num_processes": 8})
+    job = client.train(body)
+    assert job["engine"] == "exec"
+    until(lambda: client.points(job["run_id"]), "the first point")
+    assert [device["job_id"] for device in client.workers()[1]["devices"] if device["job_id"]] == [job["id"]]
+    until(lambda: client.job(job["id"])["state"] in ("succeeded", "failed"), "it has ended")
+    assert client.job(job["id"])["state"] == "succeeded", client.job(job["id"])["reason"]
+    told = [event.data["message"] for event in client.events(job["id"]) if event.event == "story"]
+    assert any(message.startswith("attempt 1, Slurm job ") for message in told)
 
 
 # --- what goes wrong on a cluster ----------------------------------------------------------------------------
