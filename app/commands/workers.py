@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from app.commands.output import emit_json, json_option, print_table, short, url_option
+from app.commands.output import emit_json, json_option, print_table, url_option
 
 
 @click.group(invoke_without_command=True)
@@ -26,20 +26,24 @@ def workers(context: click.Context, url: str | None, as_json: bool) -> None:
         return
     for node in nodes:
         versions = ", ".join(f"{name} {version}" for name, version in node["versions"].items())
-        memory = f"{short(node['memory_free_bytes'], 'B')} of {short(node['memory_bytes'], 'B')} free"
+        memory = f"{_gigabytes(node['memory_free_bytes'])} of {_gigabytes(node['memory_bytes'])} free"
         click.echo(f"{node['name']}  {node['engine']}  memory {memory}  seen {node['heartbeat_at'][:19]}  {versions}")
         columns = ("device", "name", "memory free", "memory", "job")
         rows = [
             (
                 f"{device['kind']} {device['index']}",
                 device["name"],
-                short(device["memory_free_bytes"], "B"),
-                short(device["memory_bytes"], "B"),
+                _gigabytes(device["memory_free_bytes"]),
+                _gigabytes(device["memory_bytes"]),
                 device["job_id"] or "free",
             )
             for device in node["devices"]
         ]
         print_table(columns, rows)
+
+
+def _gigabytes(num_bytes: int | None) -> str:
+    return "-" if num_bytes is None else f"{num_bytes / 1e9:.4g} GB"
 
 
 @workers.command()

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 INSTALL = "apt-get install --no-install-recommends slurm-wlm slurmctld slurmd slurm-client munge"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel", "sinfo")
 SECONDS_TO_START = 60.0
@@ -80,7 +82,7 @@ class SlurmCluster:
         gres = f" Gres={self.gres}" if self.gres else ""
         nodes = "\n".join(
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()} CPUs={self.num_cpus} "
-            f"RealMemory=1000{gres}"
+            f"RealMemory={psutil.virtual_memory().total // 2**20}{gres}"
             for node in self.nodes
         )
         if self.gres:

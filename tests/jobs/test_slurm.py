@@ -129,13 +129,14 @@ def test_a_service_that_is_given_the_file_trains_on_slurm(
 
 # In the engine's place: says that it is at work, ends with the code that it is told, and takes a while to save.
 STAND_IN = """\
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 run_dir = pathlib.Path(sys.argv[1])
 signal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), sys.exit(75)))
 print("at work", flush=True)
-while not (run_dir / "end").exists():
+ends = [run_dir / "end", run_dir / f"end-{os.environ['GROWTHLAW_NODE_RANK']}"]
+while not any(end.exists() for end in ends):
     time.sleep(0.05)
-sys.exit(int((run_dir / "end").read_text()))
+sys.exit(int(next(end for end in ends if end.exists()).read_text()))
 """
 
 
@@ -147,7 +148,7 @@ def settings(settings_file: Path, tmp_path: Path) -> ExecSettings:
     folder = tmp_path / "settings"
     folder.mkdir()
     shipped = read_exec_settings(settings_file)
-    text = shipped.template_text.replace('"$PYTHON" -m "$MODULE"', f'"$PYTHON" {stand_in}')
+    text = shipped.template_text.replace('"$PYTHON" -m "$MODULE" "$RUN_DIR"', f'"$PYTHON" {stand_in} "$RUN_DIR"')
     assert text != shipped.template_text
     (folder / "slurm.sh").write_text(text)
     (folder / "slurm.toml").write_text(settings_file.read_text().replace("every_seconds = 15", "every_seconds = 1"))
@@ -240,6 +241,16 @@ def test_a_process_and_a_node_that_die_end_the_job(new: Any, cluster: SlurmClust
         cluster.ask(
             "scontrol", "update", f"NodeName={node}", "State=RESUME", is_checked=False
         )  # it may be back already
+
+
+@pytest.mark.parametrize(
+    ("codes", "told"), [((71, 74), 71), ((1, 74), 1), ((74, 74), 74), ((0, 0), 0), ((75, 75), 75), ((1, 73), 73)]
+)
+def test_of_two_nodes_the_cause_wins(new: Any, runs_dir: Path, until: Any, codes: tuple[int, int], told: int) -> None:
+    launcher, asked = new(), work(runs_dir, num_processes=2, num_nodes=2)
+    for rank, code in enumerate(codes):
+        (asked.run_dir / f"end-{rank}").write_text(str(code))
+    assert ended(launcher, submitted(launcher, asked, until), until) == ("ended", told)
 
 
 def test_what_waits_says_why_and_goes_when_it_is_cancelled(

@@ -21,10 +21,16 @@ if [ "$GROWTHLAW_NUM_NODES" -gt 1 ]; then
     export MASTER_ADDR MASTER_PORT
 fi
 
-# One engine a node, which starts the node's ranks. Once one has ended the others get a minute to end too.
-srun --nodes={{num_nodes}} --ntasks={{num_nodes}} --ntasks-per-node=1 --cpus-per-task={{cpus_per_node}} --export=ALL \
-    --kill-on-bad-exit=0 --wait=60 bash -c 'GROWTHLAW_NODE_RANK=$SLURM_PROCID exec "$PYTHON" -m "$MODULE" "$RUN_DIR"'
+# One engine a node, which starts the node's ranks. Once one has ended the others get a minute to end too. srun gives the
+# highest of their exit codes: 74, a partner is gone, and 1, a bug, become 1 and 2 on the way, so that the cause wins.
+export ENGINE='trap : TERM
+GROWTHLAW_NODE_RANK=$SLURM_PROCID "$PYTHON" -m "$MODULE" "$RUN_DIR"
 code=$?
+case $code in 74) exit 1 ;; 1) exit 2 ;; *) exit $code ;; esac'
+srun --nodes={{num_nodes}} --ntasks={{num_nodes}} --ntasks-per-node=1 --cpus-per-task={{cpus_per_node}} --export=ALL \
+    --kill-on-bad-exit=0 --wait=60 bash -c "$ENGINE"
+code=$?
+case $code in 1) code=74 ;; 2) code=1 ;; esac
 
 # Slurm forgets a job some minutes after its end: this stays.
 echo "$code" > "$RUN_DIR/exec/.$SLURM_JOB_ID.exit" && mv "$RUN_DIR/exec/.$SLURM_JOB_ID.exit" "$RUN_DIR/exec/$SLURM_JOB_ID.exit"
