@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import ray
@@ -209,7 +209,9 @@ def _run_rank(config: dict[str, Any]) -> None:
     task: Task = config["task"]
     desk, context = config["desk"], ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
-    meeting: Meeting = broadcast_from_rank_zero(_call_meeting(task, desk, num_workers) if rank == 0 else None)
+    # Plain values: the actor in between need not import this module.
+    called = asdict(_call_meeting(task, desk, num_workers)) if rank == 0 else None
+    meeting = Meeting(**broadcast_from_rank_zero(called))
     if rank < meeting.size:
         _take_part(task, desk, meeting, rank, context.get_local_rank())
     ends = _wait_for_all(desk, meeting)

@@ -76,6 +76,8 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_DEDUP_LOGS": "0",
+            # By default Ray runs its workers at niceness 15, behind whatever else this machine does.
+            "RAY_worker_niceness": "0",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             # A node that lost its head gives up after this, instead of a minute.
             "RAY_gcs_rpc_server_reconnect_timeout_s": "10",

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from app.contract import PROBE_FILE, ExitCode
+from app.contract import PROBE_FILE, EvaluationSpec, ExitCode, ModelSpec, Spec, TrainingSpec
+from app.engine.errors import BadSpecError
+from app.engine.launch import Launch
 from app.jobs.launchers.base import Launcher, Work
 from app.jobs.launchers.bench import Bench, NewLauncher, Points
 from app.jobs.launchers.conformance import LauncherConformance
 from app.jobs.launchers.ray import RayLauncher, Submitted
 from app.jobs.launchers.ray_api import RayApi, RayAwayError, RayRefusedError, RayToken
-from app.jobs.launchers.ray_nodes import OTHERS
+from app.jobs.launchers.ray_nodes import OTHERS, parse_nodes
 from app.jobs.launchers.ray_probe import probe
 from app.store import jobs as job_store
 from app.store.database import Database, sqlite_url
@@ -34,6 +37,8 @@ if importlib.util.find_spec("ray") is None:
     pytest.skip("needs Ray: pip install -c constraints.txt -e '.[ray]'", allow_module_level=True)
 
 from ray_cluster import HEAD_IP, NUM_GPUS, WORKER_IP, RayCluster
+
+from app.ray_worker.gang import usable_size
 
 Until = Callable[..., Any]
 
@@ -363,3 +368,61 @@ def test_what_ray_gives_to_a_shell_is_quoted(tmp_path: Path) -> None:
     )
     assert json.loads(shown.stdout) == words[1:]
     assert list(tmp_path.rglob("pwned")) == []
+
+
+def test_a_node_with_gpus_as_ray_tells_it() -> None:
+    """Shaped as Ray 2.60 answers `/nodes?view=summary`; GPU memory is in MiB, what a placement group holds is not used."""
+    raylet = {
+        "nodeId": "n1", "state": "ALIVE", "nodeManagerAddress": "10.0.0.7", "nodeManagerHostname": "gpu7",
+        "resourcesTotal": {"CPU": 2.0, "GPU": 2.0}, "startTimeMs": "1700000000000",
+    }  # fmt: skip
+    h100 = {"index": 0, "name": "NVIDIA H100 80GB HBM3", "memoryTotal": 81559, "memoryUsed": 559}
+    data = {
+        "summary": [
+            {"now": 1_700_000_100.5, "mem": [64, 32, 50.0, 32], "gpus": [h100], "raylet": raylet},
+            {"raylet": raylet | {"nodeId": "n2", "state": "DEAD"}},
+            {"raylet": raylet | {"nodeId": "n3", "nodeManagerHostname": "fresh"}},
+        ],
+        "nodeLogicalResources": {
+            "n1": "1.0/2.0 CPU\n0.0/2.0 GPU (0.0 used of 2.0 reserved in placement groups)\n0B/1GiB memory"
+        },
+    }
+    fresh, node = parse_nodes(data)
+    assert (fresh.name, fresh.heartbeat_at, fresh.memory_bytes) == (
+        "fresh 10.0.0.7",
+        "2023-11-14T22:13:20.000+00:00",
+        None,
+    )
+    assert (node.free("gpu"), node.free("cpu"), fresh.free("gpu")) == (0, 1, 2)
+    shown = node.as_node({"ray": "2.60.0"}, {"gpu": ["job_a"]})
+    assert [(device.kind, device.name, device.job_id) for device in shown.devices] == [
+        ("gpu", "NVIDIA H100 80GB HBM3", "job_a"), ("gpu", "GPU", OTHERS), ("cpu", "CPU", OTHERS), ("cpu", "CPU", None),
+    ]  # fmt: skip
+    assert shown.devices[0].memory_free_bytes == 81_000 * 2**20
+
+
+def test_a_run_shrinks_to_what_divides_its_batch(undivided_spec: Spec) -> None:
+    spec = replace(undivided_spec, num_processes=8, min_processes=2)
+    assert [usable_size(spec, count) for count in (9, 8, 7, 5, 3, 2)] == [8, 8, 4, 4, 2, 2]
+    with pytest.raises(ValueError, match="2 processes or more"):
+        usable_size(spec, 1)
+    with pytest.raises(ValueError, match="8 processes or more"):
+        usable_size(replace(spec, min_processes=None), 4)
+    for size in (8, 4, 2):
+        Launch(size=size).check(spec)
+    for size, words in ((1, "at least 2"), (3, "must divide"), (9, "at least 2")):
+        with pytest.raises(BadSpecError, match=words):
+            Launch(size=size).check(spec)
+
+
+@pytest.fixture
+def undivided_spec(tmp_path: Path) -> Spec:
+    return Spec(
+        run_id="run_x", name="x", cohort="x", corpus="x", corpus_dir=str(tmp_path),
+        model=ModelSpec(
+            num_layers=4, hidden_size=16, num_heads=2, num_kv_heads=2, intermediate_size=32, vocab_size=300,
+            context_length=32,
+        ),
+        training=TrainingSpec(tokens=25_600, peak_lr=1e-2, batch_sequences=8),
+        evaluation=EvaluationSpec(every_tokens=1_280, num_windows=8),
+    )  # fmt: skip

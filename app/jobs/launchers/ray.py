@@ -22,6 +22,7 @@ no call for "now", so a file in the run directory tells the entrypoint, which Ra
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import threading
 import time
@@ -59,6 +60,7 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_TELL = 60.0
 NUM_ENDS_KEPT = 1000
 _JOB_KEY, _TRAIN_WORKER = "growthlaw_job", "RayTrainWorker"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _GOING_ON: tuple[str, ...] = ("PENDING", "RUNNING")
 
 
@@ -348,7 +350,7 @@ def _poll_of(details: Mapping[str, Any] | None, held: _Held) -> Poll:
     """What Ray's details of a submission say (``JobDetails`` of its Jobs API)."""
     if details is None:
         return Poll(state="lost", message="Ray does not know the job: its head was started anew")
-    status, message = details["status"], str(details.get("message") or "").strip()
+    status, message = details["status"], _COLOURS.sub("", str(details.get("message") or "")).strip()
     if status == "PENDING":
         if held.is_killed:
             # Ray keeps the stop for when it begins, which then ends before it does anything.
