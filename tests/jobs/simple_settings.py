@@ -39,8 +39,8 @@ def simple_settings(state: Path, **changes: Any) -> dict[str, Any]:
             "away": "cannot reach",
         },
         "poll": {
-            "command": command("poll", "{{handle}}"), "pattern": r"^state=(?P<state>\w+)( (?P<exit_code>\d+))?",
-            "unknown": "no such job", "every_seconds": 1,
+            "command": command("poll", "{{handle}}"), "unknown": "no such job", "every_seconds": 1,
+            "pattern": r"^state=(?P<state>\w+)( (?P<exit_code>\w+)(:(?P<signal>\w+))?)?",
             "states": {"waiting": ["W"], "running": ["R"], "ended": ["E"], "killed": ["K"], "out_of_memory": ["M"]},
         },
         "cancel": {"command": command("signal_job", "{{handle}}", "15")},

@@ -200,6 +200,8 @@ def test_a_submission_of_a_service_that_was_killed_is_waited_for(
     ("word", "exit_file", "state_name", "exit_code"),
     [
         ("state=E 3", None, "ended", 3),
+        ("state=E 3:9", None, "ended", -9),
+        ("state=E x:y", "70", "ended", 70),
         ("state=E", "75", "ended", 75),
         ("state=K 0", None, "ended", None),  # the scheduler's own doing: its 0 is not the engine's
         ("state=K 0", "75", "ended", 75),
@@ -252,7 +254,10 @@ def test_room_is_what_the_scheduler_lists(new: Any, tmp_path: Path, state: Path,
         ({"num_processes": 16, "device": "cuda"}, "needs 16 GPUs, the largest node has 8"),
         ({"num_processes": 16, "device": "auto"}, "needs 16 GPUs, the largest node has 8"),
         ({"num_processes": 3}, "needs 3 CPU slots, the largest node has 2"),
-        ({"num_processes": 24, "num_nodes": 3, "device": "cuda"}, "but 2 nodes have 8 GPUs"),
+        (
+            {"num_processes": 24, "num_nodes": 3, "device": "cuda"},
+            "needs 8 GPUs on each, 2 nodes have as many and the largest has 8",
+        ),
         ({"num_processes": 3, "num_nodes": 2}, "must divide num_processes"),
     ):
         with pytest.raises(InputError) as caught:

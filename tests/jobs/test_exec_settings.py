@@ -197,6 +197,8 @@ def test_what_looks_like_a_placeholder_is_one() -> None:
         ("(null)", ["(null)"]),
         ("", []),
         ("n[1-99999][1-99999]", []),  # no cluster is as large
+        ("a[1-60000],b[1-60000]", []),
+        ("n[1-9999999999]", ["n1-9999999999"]),
     ],
 )
 def test_host_names_as_slurm_writes_them(text: str, names: list[str]) -> None:

@@ -17,7 +17,7 @@ from app.client import Refused
 from app.contract import ExitCode
 from app.jobs.launchers import exec as exec_launcher
 from app.jobs.launchers.base import Launcher, Node, SchedulerAway, Submission, Work
-from app.jobs.launchers.bench import NewLauncher, Points
+from app.jobs.launchers.bench import Bench, NewLauncher, Points
 from app.jobs.launchers.conformance import LauncherConformance
 from app.jobs.launchers.exec import ExecLauncher
 from app.jobs.launchers.exec_settings import ExecSettings, read_exec_settings
@@ -59,9 +59,25 @@ class TestExecLauncherOnSlurm(LauncherConformance):
     def new_launcher(self, runs_dir: Path, cluster: SlurmCluster, settings_file: Path) -> NewLauncher:
         return lambda: ExecLauncher(runs_dir, read_exec_settings(settings_file))
 
+    # By default what Slurm has a part in; the rest of the suite takes the engine as long as it takes it anywhere.
+    @pytest.mark.parametrize(
+        "phase",
+        ["queued", "starting", "base", *(pytest.param(phase, marks=pytest.mark.long) for phase in ("growth", "grown"))],
+    )
+    def test_cancelled_in_any_phase_it_stops_and_leaves_nothing(self, bench: Bench, phase: str) -> None:
+        super().test_cancelled_in_any_phase_it_stops_and_leaves_nothing(bench, phase)
+
+    @pytest.mark.long
+    def test_paused_and_resumed_it_ends_as_if_undisturbed(self, bench: Bench, undisturbed: tuple[str, Points]) -> None:
+        super().test_paused_and_resumed_it_ends_as_if_undisturbed(bench, undisturbed)
+
+    @pytest.mark.long
+    def test_a_service_that_comes_back_takes_it_up(self, bench: Bench, undisturbed: tuple[str, Points]) -> None:
+        super().test_a_service_that_comes_back_takes_it_up(bench, undisturbed)
+
     @pytest.mark.long
     def test_over_two_nodes_it_learns_what_two_processes_of_one_learn(
-        self, bench: Any, undisturbed_pair: Points
+        self, bench: Bench, undisturbed_pair: Points
     ) -> None:
         """Two engines, each with a rank of its own, that meet by host and port; killed on one node it goes on on both."""
         job_id = bench.start(bench.spec(num_processes=2), num_nodes=2)
@@ -76,7 +92,7 @@ class TestExecLauncherOnSlurm(LauncherConformance):
 
     @pytest.mark.long
     def test_a_job_that_an_administrator_cancels_goes_on(
-        self, bench: Any, undisturbed: tuple[str, Points], cluster: SlurmCluster
+        self, bench: Bench, undisturbed: tuple[str, Points], cluster: SlurmCluster
     ) -> None:
         job_id = bench.start()
         bench.until_phase(job_id, "base")
@@ -86,7 +102,7 @@ class TestExecLauncherOnSlurm(LauncherConformance):
 
     @pytest.mark.long
     def test_the_controller_killed_and_started_again_while_a_job_runs(
-        self, bench: Any, undisturbed: tuple[str, Points], cluster: SlurmCluster
+        self, bench: Bench, undisturbed: tuple[str, Points], cluster: SlurmCluster
     ) -> None:
         job_id = bench.start()
         bench.until_phase(job_id, "base")
@@ -243,6 +259,19 @@ def test_a_process_and_a_node_that_die_end_the_job(new: Any, cluster: SlurmClust
         )  # it may be back already
 
 
+@pytest.mark.long
+def test_before_its_time_limit_it_saves(
+    cluster: SlurmCluster, settings: ExecSettings, runs_dir: Path, until: Any
+) -> None:
+    """Of three minutes it is asked to stop in the second; the service then submits it again."""
+    launcher = ExecLauncher(
+        runs_dir, settings.model_copy(update={"values": settings.values | {"time_limit": "00:03:00"}})
+    )
+    handle = at_work(launcher, work(runs_dir), until)
+    until(lambda: launcher.poll(handle).state == "ended", "it has ended", 180)
+    assert launcher.poll(handle).exit_code == ExitCode.PAUSED
+
+
 @pytest.mark.parametrize(
     ("codes", "told"), [((71, 74), 71), ((1, 74), 1), ((74, 74), 74), ((0, 0), 0), ((75, 75), 75), ((1, 73), 73)]
 )
@@ -357,7 +386,7 @@ def test_gpus_are_those_of_gres(new: Any, cluster: SlurmCluster, runs_dir: Path,
     with pytest.raises(InputError, match=f"needs 8 GPUs, the largest node has {GPUS_A_NODE}"):
         launcher.fit(work(runs_dir, num_processes=8, device="auto"))
     assert launcher.fit(work(runs_dir, num_processes=8, num_nodes=2, device="auto")) == "now"
-    with pytest.raises(InputError, match="num_nodes is 3, but 2 nodes have 1 GPUs"):
+    with pytest.raises(InputError, match="num_nodes is 3: the job needs 1 GPU on each, 2 nodes have as many"):
         launcher.fit(work(runs_dir, num_processes=3, num_nodes=3, device="auto"))
 
 

@@ -119,7 +119,10 @@ class ExecLauncher(Launcher):
     def _ask(self, name: str, values: Mapping[str, Value], trouble: str = "", held: int | None = None) -> Asking:
         while self._num_at_work >= MOST_AT_ONCE:
             yield trouble
-        running = self._start(name, values, held)
+        try:
+            running = self._start(name, values, held)
+        except OSError as error:  # no file or process is to be had for now
+            return Answer(code=None, errors=str(error))
         self._num_at_work += 1
         try:
             while (answer := running.answer()) is None:
@@ -156,14 +159,16 @@ class ExecLauncher(Launcher):
         kind = self._kind(work)
         per_node = work.num_processes // work.num_nodes
         counts = [num_devices(machine, kind, self._settings) for machine in machines]
-        if per_node > max(counts):
+        if work.num_nodes == 1 and per_node > max(counts):
             raise too_large(work, kind, max(counts))
         num_large = sum(count >= per_node for count in counts)
         if num_large < work.num_nodes:
+            what = "GPU" if kind == "gpu" else "CPU slot"
             raise InputError(
                 "num_nodes",
-                f"is {work.num_nodes}, but {num_large} nodes have {per_node} {'GPU' if kind == 'gpu' else 'CPU slot'}s",
-                "spread the job over fewer nodes, or attach more",
+                f"is {work.num_nodes}: the job needs {per_node} {what}{'s' if per_node > 1 else ''} on each, {num_large} nodes "
+                f"have as many and the largest has {max(counts)}",
+                "change num_nodes or num_processes, or attach more nodes",
             )
         return "now" if num_jobs < self._settings.max_jobs else "later"
 
@@ -184,6 +189,7 @@ class ExecLauncher(Launcher):
             for job in self._jobs.values():
                 if (job.handle.job_id, job.handle.attempt) == key:
                     return self._submission(job.handle)
+            self._forget_earlier(work)
             steps = self._submissions.setdefault(key, self._submitting(work))
             try:
                 trouble = next(steps)
@@ -196,6 +202,13 @@ class ExecLauncher(Launcher):
         if trouble:
             raise SchedulerAway(trouble)
         return None
+
+    def _forget_earlier(self, work: Work) -> None:
+        """Drop what is left of earlier attempts: another service saw them end."""
+        for text in [text for text, job in self._jobs.items() if job.handle.job_id == work.job_id]:
+            del self._jobs[text]
+        for key in [key for key in self._submissions if key[0] == work.job_id and key[1] != work.attempt]:
+            self._submissions.pop(key).close()
 
     def _submission(self, handle: Handle) -> Submission:
         return Submission(handle=handle.text, where=f"{self._settings.name} job {handle.id}")

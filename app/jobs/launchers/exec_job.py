@@ -151,11 +151,11 @@ class Job:
         self.said = message
 
     def _told_exit_code(self, groups: dict[str, str | None]) -> int | None:
-        signal = int(groups.get("signal") or 0)
-        if signal:
-            return -signal
-        told = groups.get("exit_code")
-        return int(told) if told else self.exit_code
+        """The engine's exit code, negative for a signal: as the scheduler tells it, else as the job wrote it down."""
+        signal, told = groups.get("signal") or "0", groups.get("exit_code") or ""
+        if signal.isdecimal() and int(signal):
+            return -int(signal)
+        return int(told) if told.isdecimal() else self.exit_code
 
     def _take_in_unknown(self, settings: ExecSettings) -> None:
         """Schedulers forget what ended long ago; the job's own last word stays."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from app.jobs.launchers.base import Device, DeviceKind, Node
 from app.jobs.launchers.exec_settings import ExecSettings
 
+# Names in a list, beyond which it is none: a job writes it.
 LARGEST_HOST_LIST = 100_000
 
 
@@ -121,7 +122,7 @@ def host_names(text: str) -> tuple[str, ...]:
         grown = [""]
         for piece in re.findall(r"\[[^\]]*\]|[^\[\]]+", part):
             ends = _numbers(piece[1:-1]) if piece.startswith("[") else [piece]
-            if len(grown) * len(ends) > LARGEST_HOST_LIST:
+            if len(names) + len(grown) * len(ends) > LARGEST_HOST_LIST:
                 return ()
             grown = [begun + end for begun in grown for end in ends]
         names += grown
