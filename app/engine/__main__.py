@@ -25,14 +25,13 @@ from typing import TYPE_CHECKING
 from app.contract import ExitCode, Result, Spec, read_result, read_spec
 from app.engine.data import open_corpus
 from app.engine.errors import BadDataError, BadSpecError, explain
-from app.engine.launch import Launch, Nodes, start_ranks
+from app.engine.launch import LOCK_FILE, Launch, Nodes, start_ranks
 from app.engine.metrics import EventsWriter
 from app.engine.plan import plan_phases
 
 if TYPE_CHECKING:
     from app.engine.distributed import World
 
-LOCK_FILE = ".engine.lock"
 LOCK_POLL_SECONDS = 0.2
 
 

@@ -35,6 +35,8 @@ from dataclasses import dataclass, replace
 from app.contract import ExitCode, Spec
 from app.engine.errors import BadSpecError
 
+# In the run directory; whoever holds it alone may write there.
+LOCK_FILE = ".engine.lock"
 POLL_SECONDS = 0.05
 # What the other ranks get to say why they stop, once one has ended: their collectives fail within a second or two.
 GRACE_SECONDS = 10.0

@@ -34,6 +34,8 @@ def main(arguments: list[str], stop: Stop) -> int:
     if problem := task.unfit():
         print(problem, file=sys.stderr, flush=True)
         return ExitCode.UNFIT_WORKER
+    if task.is_killed:
+        return ExitCode.PAUSED
     if task.num_processes == 1:
         return run_alone(task, stop)
     from app.ray_worker.gang import run_gang

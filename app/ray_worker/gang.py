@@ -38,7 +38,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from app.contract import ExitCode, Spec, read_spec
-from app.engine.launch import GRACE_SECONDS, run_code
+from app.engine.launch import GRACE_SECONDS, LOCK_FILE, run_code
 from app.engine.metrics import EventsWriter
 from app.ray_worker.work import SIGNALLED, Stop, Task
 
@@ -48,8 +48,6 @@ SECONDS_BETWEEN_ASKS = 0.5
 SECONDS_BETWEEN_RESIZES = 300.0
 # Ray Train keeps a few small files of its own here while it runs.
 TRAIN_DIR = ".ray-train"
-# What only the engine may hold while it runs (:mod:`app.engine.__main__`).
-ENGINE_LOCK = ".engine.lock"
 
 
 class LostRankError(Exception):
@@ -233,7 +231,7 @@ def _call_meeting(task: Task, desk: Any, num_workers: int) -> Meeting:
 
 def _tell_restart(task: Task, message: str) -> None:
     """Put the restart into the run's story, unless an engine that is not gone yet still writes it."""
-    with open(task.run_dir / ENGINE_LOCK, "a") as lock, contextlib.suppress(OSError, ValueError):
+    with open(task.run_dir / LOCK_FILE, "a") as lock, contextlib.suppress(OSError, ValueError):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         events = EventsWriter(task.run_dir)
         events.write("restarted", message)

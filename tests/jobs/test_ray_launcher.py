@@ -68,6 +68,25 @@ class TestRayLauncher(LauncherConformance):
 
         return make
 
+    # A submission takes Ray some seconds that a process does not: the dearer cases run with `-m long`.
+
+    @pytest.mark.parametrize(
+        "phase",
+        ["queued", "base", *(pytest.param(phase, marks=pytest.mark.long) for phase in ("starting", "growth", "grown"))],
+    )
+    def test_cancelled_in_any_phase_it_stops_and_leaves_nothing(self, bench: Bench, phase: str) -> None:
+        super().test_cancelled_in_any_phase_it_stops_and_leaves_nothing(bench, phase)
+
+    @pytest.mark.long
+    def test_paused_and_resumed_it_ends_as_if_undisturbed(self, bench: Bench, undisturbed: tuple[str, Points]) -> None:
+        super().test_paused_and_resumed_it_ends_as_if_undisturbed(bench, undisturbed)
+
+    @pytest.mark.long
+    def test_a_submission_whose_handle_was_lost_is_found_again(
+        self, bench: Bench, undisturbed: tuple[str, Points]
+    ) -> None:
+        super().test_a_submission_whose_handle_was_lost_is_found_again(bench, undisturbed)
+
     # --- what Ray adds ---------------------------------------------------------------------------------------
 
     def test_its_nodes_and_what_can_never_run_there(self, bench: Bench, cluster: RayCluster) -> None:
@@ -105,6 +124,7 @@ class TestRayLauncher(LauncherConformance):
             None, Path(job.run_dir), max_bytes=10_000
         ) + cluster_log(bench, job_id)
 
+    @pytest.mark.long
     def test_stopped_in_ray_it_pauses_and_goes_on_when_resumed(
         self, bench: Bench, cluster: RayCluster, undisturbed: tuple[str, Points]
     ) -> None:
@@ -119,6 +139,7 @@ class TestRayLauncher(LauncherConformance):
             job_store.set_state(session, job_id, "queued", "resumed")
         bench.check_end(job_id, undisturbed[1])
 
+    @pytest.mark.long
     def test_a_refused_token_and_a_silent_ray_lose_nothing(
         self, bench: Bench, cluster: RayCluster, token_file: Path, undisturbed: tuple[str, Points]
     ) -> None:

@@ -251,7 +251,7 @@ class RayLauncher(Launcher):
         return Poll(state=state, message=f"{error}; the job may go on all the same, so it is waited for")
 
     def _forget(self, handle: str, held: _Held, poll: Poll) -> None:
-        if held.run_dir is not None:
+        if held.run_dir is not None and (held.details or {}).get("status") not in _GOING_ON:
             (held.run_dir / _kill_file(held.submitted.submission_id)).unlink(missing_ok=True)
         with self._lock:
             self._held.pop(handle, None)

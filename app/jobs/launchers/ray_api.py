@@ -175,7 +175,8 @@ class RayApi:
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
         with self._lock:
             if self._trouble is not None and time.monotonic() - self._tried_at < SECONDS_BETWEEN_TRIES:
-                raise self._trouble
+                # A new one: the same one raised again and again would drag an ever longer traceback along.
+                raise type(self._trouble)(str(self._trouble))
         try:
             headers = self._token.headers()
             answer = self._http.request(method, path, headers=headers, json=body)
