@@ -135,6 +135,7 @@ class _NoProcessGroup(BackendConfig):
 def run_gang(task: Task, stop: Stop) -> int:
     """Place the ranks, wait for the run's end and return its exit code."""
     ray.init(address="auto", log_to_driver=True)
+    stop.listen()  # which Ray has just taken for itself
     spec = read_spec(task.run_dir)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()

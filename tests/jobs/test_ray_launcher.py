@@ -167,6 +167,20 @@ class TestRayLauncher(LauncherConformance):
         assert bench.job(job_id).num_attempts == 1
         bench.check_end(waiting, undisturbed[1])
 
+    @pytest.mark.long
+    def test_ranks_on_two_nodes_pause_and_go_on(self, bench: Bench, undisturbed_pair: Points) -> None:
+        job_id = bench.start(bench.spec(num_processes=2), num_nodes=2)
+        bench.until_phase(job_id, "base")
+        bench.wish(job_id, "pause")
+        bench.until(lambda: bench.job(job_id).state != "running", "it has stopped")
+        assert bench.job(job_id).state == "paused"
+        assert bench.processes(job_id) == []
+        # The ranks themselves saved and said so; nobody had to kill them.
+        assert bench.story(job_id)[-2:] == ["paused", "paused"]
+        with bench.database.write() as session:
+            job_store.set_state(session, job_id, "queued", "resumed")
+        bench.check_end(job_id, undisturbed_pair)
+
     # --- slower faults ---------------------------------------------------------------------------------------
 
     @pytest.mark.long
