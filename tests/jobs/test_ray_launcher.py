@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.util
 import json
@@ -20,7 +21,7 @@ from pydantic import SecretStr
 
 from app.contract import PROBE_FILE, EvaluationSpec, ExitCode, ModelSpec, Spec, TrainingSpec
 from app.engine.errors import BadSpecError
-from app.engine.launch import Launch
+from app.engine.launch import LOCK_FILE, Launch
 from app.jobs.launchers.base import Launcher, Work
 from app.jobs.launchers.bench import Bench, NewLauncher, Points
 from app.jobs.launchers.conformance import LauncherConformance
@@ -123,6 +124,23 @@ class TestRayLauncher(LauncherConformance):
         assert "mount the service's runs directory at the same path" in bench.launcher.logs(
             None, Path(job.run_dir), max_bytes=10_000
         ) + cluster_log(bench, job_id)
+
+    @pytest.mark.long
+    def test_each_process_sees_the_gpu_that_ray_gave_it(self, bench: Bench) -> None:
+        """Ray gives out numbers of GPUs without looking for them; the engine then finds that there are none."""
+        job_ids = [bench.start(bench.spec(device="cuda")) for _ in range(2)]
+        with contextlib.ExitStack() as locks:
+            for job_id in job_ids:  # held here, so that the engine waits
+                lock = locks.enter_context(open(Path(bench.job(job_id).run_dir) / LOCK_FILE, "w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            bench.until(lambda: all(len(bench.processes(job_id)) == 2 for job_id in job_ids), "both engines are there")
+            seen = {bench.processes(job_id)[-1].environ()["CUDA_VISIBLE_DEVICES"] for job_id in job_ids}
+            assert len(seen) == 2
+            assert seen <= {str(index) for index in range(NUM_GPUS)}
+            held = [device for node in bench.launcher.nodes() for device in node.devices if device.job_id in job_ids]
+            assert [device.kind for device in held] == ["gpu", "gpu"]
+        for job_id in job_ids:
+            assert (bench.until_ended(job_id).state, bench.job(job_id).cause) == ("failed", "bad_spec")
 
     @pytest.mark.long
     def test_stopped_in_ray_it_pauses_and_goes_on_when_resumed(
