@@ -387,7 +387,8 @@ class Supervisor:
         if poll.is_stopped and outcome.end in ("died", "paused"):
             return Outcome(end="stopped", reason=f"{poll.message}; resume it to go on from its last checkpoint")
         if outcome.end == "died" and poll.message:
-            return Outcome(end="died", reason=f"{outcome.reason} ({poll.message[-LONGEST_MESSAGE:]})")
+            said = poll.message[-LONGEST_MESSAGE:]
+            return Outcome(end="died", reason=said if poll.state == "lost" else f"{outcome.reason} ({said})")
         return outcome
 
     def _end(self, job: JobRow, outcome: Outcome) -> None:
