@@ -124,6 +124,9 @@ def _columns(log: Log, given: Sequence[ColumnMap]) -> tuple[ColumnMap, ...]:
         c for c in log.columns if c.column in present and c.column not in named and (c.metric, c.dataset) not in held
     ]
     known = (*given, *own)
+    for column in known:
+        if not f"{column.metric}{column.dataset}{column.unit}".isprintable() or len(column.dataset) > 64:
+            raise InputError("map", f"makes {column.dataset[:40]!r} a data set", "map the column to a short plain name")
     if not known:
         shown = ", ".join(sorted(present)[:20]) or "none"
         raise InputError(

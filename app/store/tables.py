@@ -58,10 +58,21 @@ class CohortRow(Base):
 
 
 class RunRow(Base):
-    """The canonical header of one run: the columns of `fitting.table.COLUMNS`, and why it ended if it went wrong."""
+    """The canonical header of one run: the columns of `fitting.table.COLUMNS`, and why it ended if it went wrong.
+
+    Attributes:
+        wasted_flops: trained, then rolled back by a restart or a fork; in no other number of the run.
+        provenance: of a run from elsewhere, JSON: its files with their SHA-256, and how its log was read.
+        content_hash: of an imported log, so that a second import is known; None for all other runs.
+        request_key, request_hash: the Idempotency-Key that a pushed run came with, and the SHA-256 of that request's body.
+    """
 
     __tablename__ = "runs"
-    __table_args__ = (Index(None, "cohort", "status"),)
+    __table_args__ = (
+        Index(None, "cohort", "status"),
+        Index(None, "content_hash", unique=True),
+        Index(None, "request_key", unique=True),
+    )
 
     run_id: Mapped[str] = mapped_column(primary_key=True)
     cohort: Mapped[str] = mapped_column(ForeignKey("cohorts.name"))
@@ -109,6 +120,11 @@ class RunRow(Base):
     created_at: Mapped[str] = mapped_column(default=utc_now)
     engine_numerics_version: Mapped[int | None]
     reason: Mapped[str] = mapped_column(default="")
+    wasted_flops: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    provenance: Mapped[str] = mapped_column(default="", server_default="")
+    content_hash: Mapped[str | None]
+    request_key: Mapped[str | None]
+    request_hash: Mapped[str | None]
 
 
 class PointRow(Base):
