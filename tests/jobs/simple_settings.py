@@ -28,7 +28,7 @@ def simple_settings(state: Path, **changes: Any) -> dict[str, Any]:
     """Settings for the simple scheduler; `table__key=value` changes one, None takes it out."""
 
     def command(*arguments: str) -> list[str]:
-        return [sys.executable, str(SCHEDULER), str(state), *arguments]
+        return [sys.executable, "-IS", str(SCHEDULER), str(state), *arguments]
 
     values: dict[str, Any] = {
         "name": "Simple",

@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,6 +207,7 @@ def test_a_submission_of_a_service_that_was_killed_is_waited_for(
         ("state=K 0", None, "ended", None),  # the scheduler's own doing: its 0 is not the engine's
         ("state=K 0", "75", "ended", 75),
         ("state=M", "137", "ended", ExitCode.OUT_OF_MEMORY),
+        ("state=E 4 no such job", None, "ended", 4),  # words of a job that is known
         ("no such job", None, "lost", None),
         ("no such job", "70", "ended", 70),
         ("no such job", "garbage", "lost", None),
@@ -242,6 +244,23 @@ def test_a_word_that_is_not_sorted_ends_nothing(new: Any, tmp_path: Path, state:
     assert launcher.poll(handle).state == "waiting"
     (state / "job-1" / "word").unlink()
     ended(launcher, handle, until)
+
+
+def test_an_old_list_of_machines_is_read_again_before_it_is_told(
+    new: Any, state: Path, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exec_launcher, "SECONDS_FOR_MACHINES", 60.0)
+    launcher = new(nodes__every_seconds=1)
+    started = time.monotonic()
+    seen_at = launcher.nodes()[0].heartbeat_at
+    assert calls(state, "nodes") == 1
+    until(lambda: time.monotonic() > started + 1, "the list is old")
+    assert launcher.nodes()[0].heartbeat_at > seen_at
+    assert calls(state, "nodes") == 2
+    # A scheduler that is away: what it said last, and when.
+    mode(state, "away")
+    until(lambda: launcher.nodes() and calls(state, "nodes") == 3, "it is asked for again")
+    assert [node.name for node in launcher.nodes()] == ["a", "b", "c"]
 
 
 def test_room_is_what_the_scheduler_lists(new: Any, tmp_path: Path, state: Path, until: Any) -> None:

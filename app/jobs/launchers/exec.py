@@ -61,7 +61,9 @@ LOCK_FILE = "submitting"
 MOST_AT_ONCE = 8  # commands; the others wait for their turn
 SECONDS_TO_TRY_AGAIN = 15.0
 SECONDS_OF_HURRY = 1.0  # between polls of a job that is about to end
+SECONDS_FOR_MACHINES = 3.0  # that a look at an old list of machines waits for a new one
 NUM_ENDS_KEPT = 1000
+_SECONDS_BETWEEN_LOOKS = 0.02
 
 Asking = Generator[str, None, Answer]
 
@@ -89,6 +91,7 @@ class ExecLauncher(Launcher):
         self._ends: OrderedDict[str, Poll] = OrderedDict()
         self._machines: list[Machine] = []
         self._machines_seen_at = utc_now()
+        self._is_asking_for_machines = False
         self._try_filling()
         self._take_in_machines(self._start("nodes", {}).wait(), is_first=True)
         self._machines_watch = self._watching_machines()
@@ -389,16 +392,23 @@ class ExecLauncher(Launcher):
                 self._know(Handle.parse(handle))
 
     def nodes(self) -> list[Node]:
+        until = time.monotonic() + SECONDS_FOR_MACHINES
         with self._lock:
             next(self._machines_watch)
-            machines, seen_at = self._machines, self._machines_seen_at
-            jobs = list(self._jobs.values())
+        while self._is_asking_for_machines and time.monotonic() < until:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            with self._lock:
+                next(self._machines_watch)
+        with self._lock:
+            machines, seen_at, jobs = self._machines, self._machines_seen_at, list(self._jobs.values())
         return nodes_of(machines, [job.placed for job in jobs], self._settings, seen_at)
 
     def _watching_machines(self) -> Generator[str, None, None]:
         while True:
             yield from self._pause(self._settings.nodes.every_seconds)
+            self._is_asking_for_machines = True
             self._take_in_machines((yield from self._ask("nodes", {})))
+            self._is_asking_for_machines = False
 
     def _take_in_machines(self, answer: Answer, *, is_first: bool = False) -> None:
         machines = []

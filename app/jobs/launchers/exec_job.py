@@ -120,13 +120,13 @@ class Job:
     def take_in(self, answer: Answer, settings: ExecSettings) -> None:
         """Learn from an answer of the poll command; one that says nothing leaves the job as it was last known."""
         said = f"{answer.output}\n{answer.errors}"
-        if answer.code is not None and re.search(settings.poll.unknown, said, re.MULTILINE):
+        found = re.search(settings.poll.pattern, answer.output, re.MULTILINE) if answer.code == 0 else None
+        if found is None and answer.code is not None and re.search(settings.poll.unknown, said, re.MULTILINE):
             self._take_in_unknown(settings)
             return
         if answer.code != 0:
             self.trouble = f"{settings.name} does not answer: {answer.said}"
             return
-        found = re.search(settings.poll.pattern, answer.output, re.MULTILINE)
         if found is None:
             self.trouble = f"{settings.name}'s answer is not understood: {answer.said}"
             return
