@@ -6,6 +6,7 @@ folder in their command line, are ever ended.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -80,7 +81,7 @@ class RayCluster:
             "RAY_worker_niceness": "0",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
             # A node that lost its head gives up after this, instead of a minute.
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
         }
         command = [
             sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={ip}", *options,
@@ -106,9 +107,10 @@ class RayCluster:
     def kill_node(self, ip: str) -> None:
         """SIGKILL of Ray's own processes of a node; what runs in its workers must end by itself."""
         node = self.nodes.pop(ip)
-        own = [psutil.Process(node.pid), *psutil.Process(node.pid).children()]
-        for process in own:
-            process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in (*psutil.Process(node.pid).children(), psutil.Process(node.pid)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         node.wait()
 
     def stop(self) -> None:
