@@ -48,12 +48,26 @@ def readme(plan: TrainingPlan, start_commands: tuple[str, str], file_names: tupl
         *_point_table(plan.decision_points),
         "",
     ]
+    lines += ["## Storing the run", "", *_storing(base, grown), ""]
     if not any(point.expected_loss_nats for point in plan.decision_points):
         lines += ["No losses are expected here: nothing fitted to runs like these stood behind this plan.", ""]
     lines += ["## Rounded", "", *_list(plan.rounding, "Nothing: every length is a whole number of steps."), ""]
     lines += ["## Told", "", *_list(plan.notes, "Nothing else."), ""]
     lines += ["## Files", "", *_list(tuple(f"`{name}`" for name in file_names), "None."), ""]
     return "\n".join(lines)
+
+
+def _storing(base: Stage, grown: Stage) -> list[str]:
+    return [
+        "```sh",
+        f"growthlaw runs import --base {base.run_log} --grown {grown.run_log} --plan plan.json --cohort NAME \\",
+        "  --name THIS_RUN --corpus CORPUS --tokenizer TOKENIZER",
+        "```",
+        "",
+        "Both logs become one growth run of the cohort: tokens are steps times the batches above, FLOPs those of "
+        "`fitting.flops` with the base's included, what a restart repeated is stored as wasted. The cohort is judged by "
+        "the validation loss that the trainer logs; where it logs none, add `--decision-metric train_loss`.",
+    ]
 
 
 def _stage_table(base: Stage, grown: Stage) -> list[str]:

@@ -1,14 +1,15 @@
 """A log of a run that was restarted or forked, as the one branch that counts.
 
-Rows come in the order they were written. Where a metric comes back at an earlier step than it has reached, the run was
-rolled back to there: everything logged from that step on is dropped, and the later branch counts. What was dropped was
+Rows come in the order they were written. Where a metric comes back at an earlier step than it has reached, or a training
+loss at the same one, the run was rolled back to there: everything logged from that step on is dropped, and the later
+branch counts. (An evaluation may be repeated at its step without any training.) What was dropped was
 trained all the same: from the last row that stays to the last row dropped.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from app.ingest.logs.rows import LogRow
@@ -33,8 +34,11 @@ class Joined:
     abandoned: tuple[Abandoned, ...]
 
 
-def join(rows: Iterable[LogRow]) -> Joined:
+def join(rows: Iterable[LogRow], training: Set[str] = frozenset()) -> Joined:
     """
+    Args:
+        training: the names of training losses, which are logged once a step unless it is trained again.
+
     Raises:
         InputError: the steps go back so often that this is no one run's log.
     """
@@ -48,7 +52,7 @@ def join(rows: Iterable[LogRow]) -> Joined:
         return LogRow(step=step, values=values[step], time=times[step])
 
     for row in rows:
-        if any(reached[name][-1] > row.step for name in row.values if reached.get(name)):
+        if any(reached[name][-1] + (name in training) > row.step for name in row.values if reached.get(name)):
             if len(abandoned) >= MAX_ROLLBACKS:
                 raise InputError(
                     "step", f"goes back over {MAX_ROLLBACKS:,} times", "give one run's log, in the order it was written"

@@ -19,6 +19,7 @@ from app.ingest.imported import ImportedPoint, ImportOptions, Phase
 from app.ingest.joining import join
 from app.ingest.judging import final_loss, peak_rate
 from app.ingest.logs.rows import LogRow
+from app.ingest.stages import TRAIN_LOSS
 from app.ingest.storing import SOURCE, check_table, enter_cohort
 from app.store import runs as run_store
 from app.store.ids import new_id
@@ -149,7 +150,9 @@ def _end(session: Session, run: RunRow, ending: Ending, reason: str) -> None:
     points = run_store.all_points(session, run.run_id)
     for phase in ("base", "grown", "single"):
         own = [point for point in points if point.phase == phase]
-        joined = join(LogRow(step=p.tokens, values={f"{p.metric}\0{p.dataset}": float(p.seq)}) for p in own)
+        training = {f"{p.metric}\0{p.dataset}" for p in own if p.metric == TRAIN_LOSS}
+        rows = [LogRow(step=p.tokens, values={f"{p.metric}\0{p.dataset}": float(p.seq)}) for p in own]
+        joined = join(rows, training)
         alive = {int(seq) for row in joined.rows for seq in row.values.values()}
         kept += [point for point in own if point.seq in alive]
         gone += [point.seq for point in own if point.seq not in alive]

@@ -65,7 +65,7 @@ def stage_of(
     """
     count = TokenCount(log, tokens, batch_ramp)
     known = _columns(log, columns)
-    joined = join(log.rows)
+    joined = join(log.rows, {column.column for column in known if column.metric == TRAIN_LOSS})
     counts = [count.at(row) for row in joined.rows]
     end = last_tokens(counts)
     if end is None:

@@ -16,11 +16,16 @@ import pytest
 from click.testing import CliRunner
 from export_cases import design_spec
 
+from app.api.import_bodies import ImportOptionsBody
 from app.cli import cli
+from app.commands.import_sources import files_of, plan_options
 from app.engine.plan import plan_phases
 from app.export import Question, build_plan, plan_files, write_files
 from app.export.plan import TrainingPlan
 from app.export.stages import ModelDetails
+from app.ingest.build import build_runs
+from app.ingest.imported import ImportFiles
+from app.ingest.logs.rows import LogFile
 
 
 def plan_of(schedule: Any) -> TrainingPlan:
@@ -80,6 +85,17 @@ def test_both_stages_and_the_growth_run_on_the_engines_schedule(
         state = json.loads((folder / stage.run_log / "trainer_state.json").read_text())
         assert state["global_step"] == phase.num_steps
         assert state["num_input_tokens_seen"] == phase.num_tokens
+    options = ImportOptionsBody(
+        **plan_options(folder / "plan.json"), cohort="c", name="n", decision_metric="train_loss"
+    ).import_options()
+    base, grown = (
+        tuple(LogFile(name=name, content=content) for name, content in files_of(folder / stage.run_log))
+        for stage in plan.stages
+    )
+    (run,) = build_runs(ImportFiles(base=base, grown=grown), options)
+    assert run.header["compute_flops"] == pytest.approx(plan.total_compute_flops, rel=1e-12)
+    assert (run.header["growth_timing_tokens"], run.header["grown_tokens"]) == (1280, 2048)
+    assert (run.header["growth_factor"], run.header["status"]) == (2.0, "finished")
     final = json.loads((folder / "checkpoints/final/config.json").read_text())
     assert final["num_hidden_layers"] == 4
     grown_from = json.loads((folder / "checkpoints/grown-start/growth.json").read_text())

@@ -83,6 +83,12 @@ def test_a_rollback_is_wasted_and_in_no_other_number() -> None:
     assert "rolled back 1 times (20,000 tokens)" in run.warnings[0]
 
 
+def test_an_evaluation_that_is_repeated_is_no_training() -> None:
+    run = single([*ROWS, (40, "", 3.29)])
+    assert run.wasted_flops == 0
+    assert run.header["final_loss"] == 3.29
+
+
 def grown(base: list[Any], after: list[Any], **changes: Any) -> ImportedRun:
     files = ImportFiles(base=(csv_file(base),), grown=(csv_file(after),))
     (run,) = build_runs(files, options(**({"base_layers": 2} | changes)))
@@ -121,8 +127,8 @@ def test_a_grown_log_that_goes_on_counting_is_told_or_asked() -> None:
 
 def test_both_stages_waste_counts_with_their_own_flops() -> None:
     run = grown([*ROWS, (40, 3.3, 3.4)], [(10, 3.4, ""), (20, 3.3, ""), (10, 3.4, ""), (50, 3.0, 3.05)])
-    # The base logged step 40 twice, which drops nothing; the grown stage went back to its start.
-    assert run.wasted_flops == pytest.approx(20_000 * F)
+    # The base trained 31 to 40 twice; the grown stage went back to its start, and had reached 20.
+    assert run.wasted_flops == pytest.approx(10_000 * F_BASE + 20_000 * F)
     again = grown([*ROWS, (30, 3.5, ""), (40, 3.3, 3.4)], [(50, 3.0, 3.05)], grown_counts="phase")
     assert again.wasted_flops == pytest.approx(20_000 * F_BASE)
 

@@ -48,6 +48,8 @@ def read_logs(files: Sequence[LogFile], format_name: str | None = None) -> tuple
         )
     if format_name is not None and format_name not in READERS:
         raise InputError("format", f"is {format_name!r}", f"use one of {', '.join(FORMATS)}, or leave it out")
+    if len({file.content for file in files}) < len(files):
+        raise InputError("files", "hold one log twice", "give each file once")
     for file in files:
         _refuse(file)
     formats = [format_name or recognise(file) for file in files]
