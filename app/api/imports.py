@@ -158,6 +158,13 @@ def _validated(model: type[Any], text: str | bytes, where: tuple[str, ...]) -> A
         raise RequestValidationError([{**entry, "loc": (*where, *entry["loc"])} for entry in error.errors()]) from None
 
 
+def _options_schema() -> dict[str, Any]:
+    """The options' schema without references, which would point at the root of the OpenAPI document."""
+    schema = ImportOptionsBody.model_json_schema()
+    schema["properties"]["columns"]["items"] = schema.pop("$defs")["ColumnBody"]
+    return schema
+
+
 _FILES_SCHEMA = {"type": "array", "items": {"type": "string", "contentMediaType": "application/octet-stream"}}
 _BODY = {
     "requestBody": {
@@ -168,7 +175,7 @@ _BODY = {
                 "schema": {
                     "type": "object",
                     "properties": {
-                        "options": ImportOptionsBody.model_json_schema(),
+                        "options": _options_schema(),
                         "files": _FILES_SCHEMA
                         | {"description": "the log of one run, in the order its files were written"},
                         "base": _FILES_SCHEMA | {"description": "of a growth: the base's log"},

@@ -13,8 +13,8 @@ from app.commands.output import emit_json, json_option, number_option, print_tab
 IMPORT_SECONDS = 600.0
 _PATH = click.Path(path_type=Path, exists=True)
 _RUN_COLUMNS = (
-    "run_id", "outcome", "name", "status", "growth_factor", "growth_timing_tokens", "grown_tokens", "compute_flops",
-    "wasted_flops", "final_loss", "num_points",
+    "run_id", "outcome", "status", "growth_factor", "growth_timing_tokens", "grown_tokens", "wasted_flops", "final_loss",
+    "num_points",
 )  # fmt: skip
 # Options that go into the service's options as they are.
 _PLAIN = (
