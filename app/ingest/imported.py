@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from app.ingest.logs.rows import ColumnMap, LogFile
@@ -125,6 +125,9 @@ class ImportedRun:
     def content_hash(self) -> str:
         """SHA-256 of what was measured: the same for the same log, whatever it is called and whenever it comes."""
         header = {name: value for name, value in self.header.items() if name != "name"}
-        points = [{name: value for name, value in asdict(point).items() if name != "time"} for point in self.points]
-        text = json.dumps([header, self.reason, points, self.wasted_flops], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps([header, self.reason, self.wasted_flops], sort_keys=True).encode())
+        for p in self.points:
+            digest.update(
+                repr((p.phase, p.step, p.tokens, p.compute_flops, p.metric, p.dataset, p.value, p.unit)).encode()
+            )
+        return digest.hexdigest()
