@@ -331,6 +331,9 @@ def test_a_controller_that_is_killed_and_comes_back_loses_no_job(
     launcher = new()
     asked = work(runs_dir)
     handle = at_work(launcher, asked, until)
+    # A controller that had not saved this yet would give the ids of jobs that its nodes still know once more.
+    saved, name = cluster.folder / "state" / "job_state", asked.job_id.replace("_", "-").encode()
+    until(lambda: saved.exists() and name in saved.read_bytes(), "the controller has saved its state")
     cluster.end("slurmctld", signal.SIGKILL)
     late = work(runs_dir)
     with pytest.raises(SchedulerAway, match=r"Slurm does not take it: .*Unable to contact"):
