@@ -418,10 +418,10 @@ class Supervisor:
             return outcome.end, outcome.reason, {"cause": outcome.cause}
         if wish == "cancel":
             return "cancelled", "cancelled while it ran; its last checkpoint is kept", {}
-        if outcome.end == "stopped":
-            return "paused", outcome.reason, {}
         if wish == "pause":
             return "paused", "resume it to go on from its last checkpoint", {}
+        if outcome.end == "stopped":
+            return "paused", outcome.reason, {}
         # A stop that nobody asked the service for is the machine's: it shut down, or its scheduler took it back.
         deaths = job.num_deaths + 1
         if deaths > MAX_DEATHS:
