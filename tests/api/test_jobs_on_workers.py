@@ -90,7 +90,7 @@ def test_a_job_by_its_worker_its_log_and_its_checkpoints(service: Any, grow_body
     assert client.run(job["run_id"])["status"] == "stopped"
     growthlaw(client, "jobs", "retry", job["id"])
     assert client.run(job["run_id"])["status"] == "running"
-    until(lambda: client.points(job["run_id"])[-1]["tokens"] > stood_at, "it has gone on")
+    until(lambda: client.checkpoints(job["id"])[-1]["run_tokens"] > stood_at, "it has gone on")
     story = [event.data["event"] for event in _until_event(client, job["id"], "resumed")]
     assert story.count("started") == 1
     client.cancel(job["id"])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from app.contract import EventLine, ExitCode
+from app.engine.launch import LOCK_FILE
 from app.jobs.launchers.base import Launcher, Work
 from app.jobs.launchers.bench import NewLauncher
 from app.jobs.launchers.conformance import LauncherConformance
@@ -69,35 +73,44 @@ def test_cuda_without_a_gpu_names_the_device(tmp_path: Path) -> None:
     assert caught.value.field == "device"
 
 
-def test_jobs_get_whole_gpus_of_their_own_until_none_is_free(tmp_path: Path) -> None:
-    """Real processes: each fails at once for want of a spec, but its environment is what it was given."""
+def test_jobs_get_whole_gpus_of_their_own_until_none_is_free(tmp_path: Path, until: Any) -> None:
+    """Real processes: each waits for its directory's lock, which the test holds, and then fails for want of a spec."""
+
+    def environment(handle: str) -> dict[str, str]:
+        # Just after its start a process has none yet: the system fills it in behind exec.
+        found: dict[str, str] = until(psutil.Process(Process.parse(handle).pid).environ, "its environment is there")
+        return found
+
     launcher = LocalLauncher(tmp_path, num_slots=1, gpus=GPUS)
-    seen: list[str] = []
-    handles = []
-    for count in (2, 1, 1):
-        asked = work(tmp_path, num_processes=count, device="cuda")
-        assert launcher.fit(asked) == "now"
-        submission = launcher.submit(asked)
-        assert submission is not None
-        handles.append(submission.handle)
-        process = Process.parse(submission.handle)
-        seen.append(psutil.Process(process.pid).environ()["CUDA_VISIBLE_DEVICES"])
-    assert seen == ["GPU-aaaa1111,GPU-bbbb2222", "GPU-bbcc3333", "GPU-dddd4444"]
-    waiting = work(tmp_path, device="cuda")
-    assert launcher.fit(waiting) == "later"
-    assert launcher.submit(waiting) is None
-    # A CPU job has a slot of its own and sees no GPU.
-    on_cpu = launcher.submit(work(tmp_path, device="cpu"))
-    assert on_cpu is not None
-    assert psutil.Process(Process.parse(on_cpu.handle).pid).environ()["CUDA_VISIBLE_DEVICES"] == ""
-    busy = {
-        device.index for node in launcher.nodes() for device in node.devices if device.job_id and device.kind == "gpu"
-    }
-    assert busy == {0, 1, 2, 3}
-    # A launcher that comes back gives none of them out twice.
-    again = LocalLauncher(tmp_path, num_slots=1, gpus=GPUS)
-    again.recover({f"job_{place}": handle for place, handle in enumerate(handles)})
-    assert again.fit(waiting) == "later"
+    seen, handles = [], []
+    with contextlib.ExitStack() as locks:
+
+        def locked(**changes: object) -> Work:
+            asked = work(tmp_path, **changes)
+            fcntl.flock(locks.enter_context(open(asked.run_dir / LOCK_FILE, "w")), fcntl.LOCK_EX)
+            return asked
+
+        for count in (2, 1, 1):
+            asked = locked(num_processes=count, device="cuda")
+            assert launcher.fit(asked) == "now"
+            submission = launcher.submit(asked)
+            assert submission is not None
+            handles.append(submission.handle)
+            seen.append(environment(submission.handle)["CUDA_VISIBLE_DEVICES"])
+        assert seen == ["GPU-aaaa1111,GPU-bbbb2222", "GPU-bbcc3333", "GPU-dddd4444"]
+        waiting = work(tmp_path, device="cuda")
+        assert launcher.fit(waiting) == "later"
+        assert launcher.submit(waiting) is None
+        # A CPU job has a slot of its own and sees no GPU.
+        on_cpu = launcher.submit(locked(device="cpu"))
+        assert on_cpu is not None
+        assert environment(on_cpu.handle)["CUDA_VISIBLE_DEVICES"] == ""
+        devices = [device for node in launcher.nodes() for device in node.devices if device.job_id]
+        assert {device.index for device in devices if device.kind == "gpu"} == {0, 1, 2, 3}
+        # A launcher that comes back gives none of them out twice.
+        again = LocalLauncher(tmp_path, num_slots=1, gpus=GPUS)
+        again.recover({f"job_{place}": handle for place, handle in enumerate(handles)})
+        assert again.fit(waiting) == "later"
     for handle in [*handles, on_cpu.handle]:
         os.waitid(os.P_PID, Process.parse(handle).pid, os.WEXITED | os.WNOWAIT)
         assert launcher.poll(handle).exit_code == ExitCode.BAD_SPEC
