@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -107,6 +107,28 @@ class Growthlaw:
     def resume(self, job_id: str) -> Json:
         return self._call("POST", self._item("jobs", job_id) + "/resume")
 
+    def retry(self, job_id: str) -> Json:
+        return self._call("POST", self._item("jobs", job_id) + "/retry")
+
+    def logs(self, job_id: str, *, max_bytes: int | None = None) -> Json:
+        """`GET /jobs/{id}/logs`: the end of what the job printed, as `text`."""
+        query = {} if max_bytes is None else {"max_bytes": max_bytes}
+        return self._call("GET", self._item("jobs", job_id) + "/logs", query=query)
+
+    def checkpoints(self, job_id: str) -> list[Json]:
+        """`GET /jobs/{id}/checkpoints`, oldest first."""
+        found: list[Json] = self._call("GET", self._item("jobs", job_id) + "/checkpoints")  # type: ignore[assignment]
+        return found
+
+    def export(self, job_id: str, url: str, *, source: str = "final") -> Json:
+        """`POST /jobs/{id}/export`: the job that sends `final`, `base` or a checkpoint of that name to the URL."""
+        return self._call("POST", self._item("jobs", job_id) + "/export", body={"url": url, "source": source})
+
+    def workers(self) -> list[Json]:
+        """`GET /workers`: the machines that jobs run on, with their devices."""
+        found: list[Json] = self._call("GET", "/workers")  # type: ignore[assignment]
+        return found
+
     def runs(self, **query: Any) -> Json:
         return self._call("GET", "/runs", query=query)
 
@@ -129,6 +151,36 @@ class Growthlaw:
     def import_bundled_runs(self, *, dry_run: bool = False) -> Json:
         """`POST /runs/import`: the grid of growth runs that ships with Growthlaw."""
         return self._call("POST", "/runs/import", body={"bundled": True}, query={"dry_run": dry_run})
+
+    def import_runs(
+        self,
+        options: Mapping[str, Any],
+        files: Iterable[tuple[str, bytes]] = (),
+        *,
+        base: Iterable[tuple[str, bytes]] = (),
+        grown: Iterable[tuple[str, bytes]] = (),
+        dry_run: bool = False,
+    ) -> Json:
+        """`POST /runs/import`: logs of other trainers, as (name, content), in the order they were written."""
+        parts = [
+            (part, (name, content, "application/octet-stream"))
+            for part, given in (("files", files), ("base", base), ("grown", grown))
+            for name, content in given
+        ]
+        return self._call(
+            "POST", "/runs/import", form={"options": json.dumps(options)}, files=parts, query={"dry_run": dry_run}
+        )
+
+    def open_run(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
+        """`POST /runs`: a run that pushes its points while it trains, as `run`, and `next_seq` for its next point."""
+        return self._call("POST", "/runs", body=body, headers=self._once(idempotency_key))
+
+    def push_points(
+        self, run_id: str, points: Sequence[Mapping[str, Any]], *, status: str | None = None, reason: str = ""
+    ) -> Json:
+        """`POST /runs/{id}/points`: points, each seq once; `status` ends the run."""
+        body = {"points": list(points), "status": status, "reason": reason}
+        return self._call("POST", self._item("runs", run_id) + "/points", body=body)
 
     def guidelines(self, **query: Any) -> Json:
         return self._call("GET", "/guidelines", query=query)
@@ -157,6 +209,10 @@ class Growthlaw:
                         return
             except httpx.TransportError as error:
                 trouble = str(error)
+            except Refused as error:
+                if error.status != 503:
+                    raise
+                trouble = str(error)
             breaks += 1
             if breaks >= MAX_BREAKS:
                 raise NoService(f"the event stream of {job_id} broke {breaks} times: {trouble}")
@@ -184,9 +240,13 @@ class Growthlaw:
         body: Mapping[str, Any] | None = None,
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        form: Mapping[str, str] | None = None,
+        files: Sequence[tuple[str, tuple[str, bytes, str]]] | None = None,
     ) -> Json:
         try:
-            response = self._http.request(method, path, json=body, params=query, headers=headers)
+            response = self._http.request(
+                method, path, json=body, params=query, headers=headers, data=form, files=files
+            )
         except httpx.TransportError as error:
             raise NoService(
                 f"no Growthlaw service answers at {self.url} ({error}); start one with `growthlaw serve`, or set GROWTHLAW_URL"

@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 import uvicorn
@@ -22,13 +22,35 @@ from fastapi import FastAPI
 from sqlalchemy.exc import DatabaseError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from app.api import corpora, grow, guidelines, health, imports, jobs, problems, recommend, runs, train
+from app.api import (
+    corpora,
+    exports,
+    grow,
+    guidelines,
+    health,
+    imports,
+    job_files,
+    jobs,
+    problems,
+    pushing,
+    recommend,
+    runs,
+    train,
+    workers,
+)
 from app.api.service import Service
 from app.guidelines.refitter import Refitter
+from app.jobs.launchers.base import Launcher
+from app.jobs.launchers.exec import ExecLauncher
+from app.jobs.launchers.exec_settings import read_exec_settings
+from app.jobs.launchers.local import LocalLauncher
+from app.jobs.launchers.ray import RayLauncher
+from app.jobs.launchers.ray_api import RayApi, RayRefusedError, RayToken
 from app.jobs.supervisor import Supervisor
 from app.records import write_json_atomically
 from app.settings import LOOPBACK_HOSTS, Settings
 from app.store.database import Database
+from fitting.errors import InputError
 
 SERVICE_FILE = "service.json"
 LOCK_FILE = "service.lock"
@@ -42,13 +64,26 @@ def create_app(settings: Settings) -> FastAPI:
     """The service over `settings.data_dir`, its database migrated; its launcher loop runs while the app does.
 
     Raises:
-        StartError: the database cannot be opened or migrated.
+        StartError: the database cannot be opened or migrated, an export URL cannot be used, or a launcher's settings are wrong.
     """
+    try:
+        _ = settings.allowed_export_urls
+    except InputError as error:
+        raise StartError(f"--export-to: {error}") from None
     for folder in (settings.data_dir, settings.runs_dir, settings.corpora_dir):
         folder.mkdir(parents=True, exist_ok=True)
+    launchers = _launchers(settings)
     database = _open_database(settings)
     refitter = Refitter(database)
-    supervisor = Supervisor(database, num_slots=settings.num_slots, on_run_ended=refitter.ask)
+    supervisor = Supervisor(
+        database,
+        launchers,
+        owner=f"{socket.gethostname()}:{settings.data_dir.resolve()}",
+        on_run_ended=refitter.ask,
+        # A database of its own holds no jobs of other services: there, one whose folder moved fails and says so.
+        runs_dir=settings.runs_dir.resolve() if settings.database_url else None,
+        lease_seconds=settings.lease_seconds,
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -69,22 +104,74 @@ def create_app(settings: Settings) -> FastAPI:
     # A page of another site must not reach a loopback service through a name that it lets point here.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS, "[::1]"])
     problems.install(app)
-    for module in (recommend, grow, train, jobs, imports, runs, guidelines, corpora, health):
+    for module in (
+        recommend,
+        grow,
+        train,
+        jobs,
+        job_files,
+        exports,
+        workers,
+        imports,
+        pushing,
+        runs,
+        guidelines,
+        corpora,
+        health,
+    ):
         app.include_router(module.router)
     return app
 
 
+def _launchers(settings: Settings) -> list[Launcher]:
+    runs_dir = settings.runs_dir.resolve()
+    launchers: list[Launcher] = [LocalLauncher(runs_dir, num_slots=settings.num_slots)]
+    if settings.exec_file is not None:
+        try:
+            launchers.append(ExecLauncher(runs_dir, read_exec_settings(settings.exec_file)))
+        except InputError as error:
+            raise StartError(f"--exec-file {settings.exec_file}: {error}") from None
+    return [*launchers, *_ray_launchers(settings)]
+
+
+def _ray_launchers(settings: Settings) -> list[RayLauncher]:
+    """The Ray cluster of the settings, if they name one. One that is away is waited for, one that refuses us is not.
+
+    Raises:
+        StartError: the address or the token is wrong.
+    """
+    if settings.ray_address is None:
+        return []
+    try:
+        api = RayApi(settings.ray_address, RayToken(settings.ray_token, settings.ray_token_file))
+        version = api.version()
+    except (InputError, RayRefusedError) as error:
+        raise StartError(str(error)) from None
+    except OSError as error:
+        structlog.get_logger().warning("ray_away", reason=str(error))
+    else:
+        structlog.get_logger().info("ray_attached", address=api.address, ray=version)
+    return [RayLauncher(settings.runs_dir.resolve(), api, python=settings.ray_python)]
+
+
 def _open_database(settings: Settings) -> Database:
-    database = Database(settings.database_url)
+    try:
+        database = Database(settings.store_url())
+    except InputError as error:
+        raise StartError(f"GROWTHLAW_DATABASE_URL: {error}") from None
     try:
         database.migrate()
     except (DatabaseError, CommandError) as error:
         database.close()
         why = getattr(error, "orig", error)
-        raise StartError(
-            f"the database {database.engine.url.render_as_string()} cannot be used ({why}); it is damaged or was written "
-            "by a newer growthlaw: put a copy back, use that growthlaw, or serve another --data-dir"
-        ) from None
+        if settings.database_url is not None:
+            mend = "see that it runs, that its user may create tables, and that no newer growthlaw wrote it"
+        else:
+            mend = (
+                "it is damaged or was written by a newer growthlaw: put a copy back, use that growthlaw, or serve another "
+                "--data-dir"
+            )
+        raise StartError(f"the database {database.name} cannot be used ({str(why).strip()}); {mend}") from None
     return database
 
 
@@ -157,6 +244,22 @@ def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
+class _Unfailing:
+    """A stream whose full disk or closed pipe stops nobody: a service that cannot log must still look after its jobs."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 def _log_to_stderr() -> None:
     on_terminal = sys.stderr.isatty()
     renderer = structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
@@ -167,7 +270,7 @@ def _log_to_stderr() -> None:
             structlog.processors.format_exc_info,
             renderer,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Unfailing(sys.stderr))),
     )
     # uvicorn's own messages (start, stop, a crash in a route) take the same way.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")

@@ -66,12 +66,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def write_json_atomically(path: Path, values: Mapping[str, Any]) -> None:
+    """Write JSON as :func:`write_text_atomically` does."""
+    write_text_atomically(path, json.dumps(values, indent=1, allow_nan=False) + "\n")
+
+
+def write_text_atomically(path: Path, text: str) -> None:
     """Write beside, fsync, rename: a reader sees the old file or the whole new one."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(beside, "w", encoding="utf-8") as file:
-            json.dump(values, file, indent=1, allow_nan=False)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

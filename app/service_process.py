@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from app.client import Growthlaw, NoService, Refused
 START_SECONDS = 60.0
 PAUSE_SECONDS = 60.0
 LOG_FILE = "service.log"
+ELSEWHERE = ("GROWTHLAW_DATABASE_URL", "GROWTHLAW_SHARED_RUNS_DIR")
 
 
 class ServiceDidNotStart(Exception):
@@ -32,6 +34,8 @@ def running_service(data_dir: Path) -> Iterator[Growthlaw]:
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     log_path = data_dir / LOG_FILE
+    # All of it lies in this directory, whatever the environment says of the services that a team runs.
+    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
     with open(log_path, "wb") as log:
         # A session of its own: Ctrl-C reaches the command alone, which then ends things in order.
         process = subprocess.Popen(
@@ -39,6 +43,7 @@ def running_service(data_dir: Path) -> Iterator[Growthlaw]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            env=environment,
             start_new_session=True,
         )
     try:

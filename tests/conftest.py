@@ -10,17 +10,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from postgres import INSTALL as POSTGRES_INSTALL
+from postgres import PostgresServer, postgres_programs
 
 from app.bundled import bundled_dir
 from app.client import Growthlaw
 from app.contract import CorpusSpec
 from app.corpus.prepare import prepare_corpus
+from app.store.database import sqlite_url
 
 VOCAB_SIZE = 512
 # Read when torch is first imported, by tests and by the processes they start. Two test processes whose kernels each spin
@@ -101,11 +104,14 @@ def grow_body() -> Callable[..., dict[str, Any]]:
 class RunningService:
     """`growthlaw serve` as a process; it can be killed and started again over the same data directory.
 
-    ``installation`` is the folder whose `app` runs: this checkout, or a copy that ships other data.
+    ``installation`` is the folder whose `app` runs: this checkout, or a copy that ships other data. ``runs_dir`` holds its
+    run directories where it shares them with other services.
     """
 
     data_dir: Path
     options: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    runs_dir: Path | None = None
     installation: Path = Path(__file__).parents[1]
     process: subprocess.Popen[bytes] | None = None
     client: Growthlaw | None = None
@@ -116,7 +122,8 @@ class RunningService:
         with open(self.data_dir / "service.log", "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data-dir", str(self.data_dir), *self.options],
-                stdout=log, stderr=log, cwd=self.installation, env=os.environ | {"PYTHONPATH": str(self.installation)},
+                stdout=log, stderr=log, cwd=self.installation,
+                env=os.environ | {"PYTHONPATH": str(self.installation)} | self.environment,
             )  # fmt: skip
         wait_until(lambda: service_file.exists() or self.process.poll() is not None, "the service starts")  # type: ignore[union-attr]
         assert self.process.poll() is None, (self.data_dir / "service.log").read_text()
@@ -148,7 +155,7 @@ class RunningService:
         for process in psutil.process_iter(["cmdline", "status"]):
             command = process.info["cmdline"] or []
             if process.info["status"] != psutil.STATUS_ZOMBIE and any(
-                str(self.data_dir.resolve() / "runs") in part for part in command
+                f"{(self.runs_dir or self.data_dir / 'runs').resolve()}{os.sep}" in part for part in command
             ):
                 found.append(process)
         return found
@@ -189,3 +196,27 @@ def service(tmp_path: Path, new_service: Callable[[Path], RunningService]) -> It
         running.stop()
     for process in running.engine_processes():
         process.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A running PostgreSQL of this test process's own; a test that stops it starts it again."""
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip(f"needs PostgreSQL: {POSTGRES_INSTALL}")
+    pytest.importorskip("psycopg", reason="needs psycopg: pip install 'growthlaw[postgres]'")
+    server = PostgresServer(programs)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, once of each kind."""
+    if request.param == "postgresql":
+        url: str = request.getfixturevalue("postgres").new_database()
+        return url
+    return sqlite_url(tmp_path)

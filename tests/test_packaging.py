@@ -1,4 +1,4 @@
-"""A wheel, installed away from the sources, holds what the demo's first step needs."""
+"""A wheel, installed away from the sources, holds what the demo's first step needs, and the templates of schedulers."""
 
 from __future__ import annotations
 
@@ -40,3 +40,7 @@ def test_a_wheel_in_an_empty_folder_prepares_the_bundled_corpus(tmp_path: Path) 
     assert summary["train_tokens"] > 10e6
     assert summary["vocab_size"] == 1024
     assert Path(summary["corpus_dir"]).parent == empty / "growthlaw-data" / "corpora"
+    for scheduler in ("slurm", "kubernetes"):
+        template = [environment / "bin" / "growthlaw", "workers", "template", scheduler, "--out", scheduler]
+        told = subprocess.run(template, cwd=empty, capture_output=True, text=True, check=True).stdout
+        assert all((empty / line).stat().st_size > 500 for line in told.split())

@@ -102,6 +102,8 @@ def _design(body: GrowBody, service: Service, manifest: Manifest) -> GrowthDesig
         device=body.device,
         precision=body.precision,
         checkpoint_every_tokens=checkpoint_every_tokens(body, body.token_budget),
+        num_processes=body.num_processes,
+        min_processes=body.min_processes,
     )
 
 

@@ -1,4 +1,4 @@
-"""`GET /jobs`, one job, its event stream, and what can be asked of it: cancel, pause, resume."""
+"""`GET /jobs`, one job, its event stream, and what can be asked of it: cancel, pause, resume, retry."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from app.api.runs import Point
 from app.api.service import Page, PageDep, Service, ServiceDep
 from app.contract import Spec
 from app.jobs.design import total_flops
+from app.jobs.launchers.base import EngineName
+from app.jobs.outcome import Cause
+from app.jobs.supervisor import work_of
 from app.records import from_dict
 from app.store import jobs as job_store
 from app.store import runs as run_store
@@ -30,12 +33,15 @@ EVENTS_A_LOOK = 500
 
 
 class Job(BaseModel):
-    """A growth job or a corpus preparation; `wish` is what was asked of it and is still to happen."""
+    """A growth job, a corpus preparation or an export.
+
+    `wish` is what was asked of it and is still to happen, `cause` why it failed, `heartbeat_at` when it was last seen alive.
+    """
 
     model_config = ConfigDict(from_attributes=True)
 
     id: str
-    kind: Literal["growth", "corpus"]
+    kind: Literal["growth", "corpus", "export"]
     name: str
     role: str
     group_id: str | None
@@ -44,11 +50,16 @@ class Job(BaseModel):
     state: State
     wish: Literal["cancel", "pause"] | None
     reason: str
+    cause: Cause | None
     priority: int
+    engine: EngineName
+    num_processes: int
+    num_nodes: int
     num_attempts: int
     created_at: str
     started_at: str | None
     finished_at: str | None
+    heartbeat_at: str | None
 
 
 class Progress(BaseModel):
@@ -82,7 +93,7 @@ class JobEvent(BaseModel):
     tokens: int | None
 
 
-def _find(service: Service, job_id: str) -> JobRow:
+def find_job(service: Service, job_id: str) -> JobRow:
     with service.database.read() as session:
         job = job_store.get_job(session, job_id)
     if job is None:
@@ -111,8 +122,11 @@ def _detail(service: Service, job: JobRow) -> JobDetail:
                     validation_loss_nats=validation.value if validation else None,
                     tokens_per_second=speed.value if speed else None,
                 )
+    shown = Job.model_validate(job)
+    if job.state == "queued" and (trouble := service.supervisor.trouble(job.engine)):
+        shown.reason = f"it waits: {trouble}"
     return JobDetail(
-        **Job.model_validate(job).model_dump(),
+        **shown.model_dump(),
         run_dir=job.run_dir,
         progress=progress,
         last_message=events[0].message if events else "",
@@ -135,7 +149,7 @@ def list_jobs(
 
 @router.get("/jobs/{job_id}", responses=responses(404))
 def get_job(job_id: str, service: ServiceDep) -> JobDetail:
-    return _detail(service, _find(service, job_id))
+    return _detail(service, find_job(service, job_id))
 
 
 @router.post("/jobs/{job_id}/cancel", responses=responses(404, 409))
@@ -150,16 +164,24 @@ def pause_job(job_id: str, service: ServiceDep) -> JobDetail:
     return _ask(service, job_id, "pause", ("queued", "running"))
 
 
-@router.post("/jobs/{job_id}/resume", responses=responses(404, 409))
+@router.post("/jobs/{job_id}/resume", responses=responses(404, 409, 422))
 def resume_job(job_id: str, service: ServiceDep) -> JobDetail:
     """Let a paused job, or a failed one whose cause is mended, go on from its last checkpoint."""
     return _ask(service, job_id, "resume", ("paused", "failed"))
 
 
+@router.post("/jobs/{job_id}/retry", responses=responses(404, 409, 422))
+def retry_job(job_id: str, service: ServiceDep) -> JobDetail:
+    """Let a failed or cancelled job go on from its last checkpoint; a diverged one has its result and cannot."""
+    return _ask(service, job_id, "retry", ("failed", "cancelled"))
+
+
 def _ask(
-    service: Service, job_id: str, wish: Literal["cancel", "pause", "resume"], allowed: tuple[str, ...]
+    service: Service, job_id: str, wish: Literal["cancel", "pause", "resume", "retry"], allowed: tuple[str, ...]
 ) -> JobDetail:
-    _find(service, job_id)
+    asked = find_job(service, job_id)
+    if wish in ("resume", "retry"):
+        service.supervisor.check(asked.engine, work_of(asked))
     with service.database.write() as session:
         job = job_store.get_job(session, job_id)
         assert job is not None
@@ -167,8 +189,14 @@ def _ask(
             raise Problem(409, f"job {job_id} is {job.state}, but only {' or '.join(allowed)} jobs can {wish}")
         if wish == "pause" and job.wish == "cancel":
             raise Problem(409, f"job {job_id} is being cancelled; it cannot be paused any more")
-        if wish == "resume":
-            job_store.set_state(session, job_id, "queued", "resumed; it goes on from its last checkpoint", num_deaths=0)
+        if wish in ("resume", "retry"):
+            if job.cause == "diverged":
+                raise Problem(
+                    409,
+                    f"job {job_id} diverged and has its result; start another run with a lower rate or another seed",
+                )
+            said = {"resume": "resumed", "retry": "tried again"}[wish]
+            job_store.set_state(session, job_id, "queued", f"{said}; it goes on from its last checkpoint", num_deaths=0)
             if job.run_id is not None:
                 run_store.finish_run(session, job.run_id, status="running", reason="")
         elif job.state == "running":
@@ -178,14 +206,14 @@ def _ask(
             job_store.set_state(session, job_id, {"cancel": "cancelled", "pause": "paused"}[wish], "before it ran")
             if wish == "cancel" and job.run_id is not None:
                 run_store.stop_run(session, job.run_id, "cancelled before it ran")
-    return _detail(service, _find(service, job_id))
+    return _detail(service, find_job(service, job_id))
 
 
 def _stream_start(
     job_id: str, service: ServiceDep, last_event_id: Annotated[str | None, Header(max_length=64)] = None
 ) -> tuple[int, int]:
     """Where a stream starts. A dependency, because once a stream has begun it is too late to answer with an error."""
-    _find(service, job_id)
+    find_job(service, job_id)
     if last_event_id is None:
         return 0, -1
     story, _, seq = last_event_id.partition("-")
@@ -228,7 +256,7 @@ async def stream_events(
 
 def _look(service: Service, job_id: str, story_id: int, seq: int) -> tuple[JobRow, Any, Any]:
     # The job is read first: if it has ended then, everything it ever wrote is there to be read after it.
-    job = _find(service, job_id)
+    job = find_job(service, job_id)
     with service.database.read() as session:
         story = job_store.list_events(session, job_id, after_id=story_id, limit=EVENTS_A_LOOK)
         points: Any = []

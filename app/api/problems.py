@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
 from fitting.errors import InputError
@@ -126,8 +126,9 @@ def install(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
+    @app.exception_handler(InterfaceError)
     @app.exception_handler(OperationalError)
-    def on_database_trouble(request: Request, error: OperationalError) -> JSONResponse:
+    def on_database_trouble(request: Request, error: OperationalError | InterfaceError) -> JSONResponse:
         log.error("database_trouble", path=request.url.path, error=str(error.orig))
         return _response(503, f"the database did not answer ({error.orig}); nothing was changed, try again")
 

@@ -12,6 +12,7 @@ from app.api.problems import Problem
 from app.contract import NAME_PATTERN, EvaluationSpec, GrowthSpec, ModelSpec, SpecError
 from app.contract.specs import LearningRatePolicy, Operator, OptimizerStatePolicy
 from app.corpus.shards import Manifest
+from app.jobs.launchers.base import EngineName
 from fitting.errors import InputError
 
 # The ways to say what the base is, of which a body names one.
@@ -114,6 +115,17 @@ class StartBody(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
     priority: int = Field(default=0, ge=-1000, le=1000)
+    engine: EngineName = Field(default="local", description="what runs it; GET /workers lists what there is")
+    num_processes: int = Field(
+        default=1, ge=1, le=65_536, description="processes that share the model, each with a GPU or CPU slot"
+    )
+    min_processes: int | None = Field(
+        default=None,
+        ge=1,
+        le=65_536,
+        description="fewest that the run may go on with where the ray engine lost a node; it waits for all where left out",
+    )
+    num_nodes: int = Field(default=1, ge=1, le=65_536, description="machines that the processes are spread over")
 
 
 @contextlib.contextmanager

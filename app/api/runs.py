@@ -65,6 +65,7 @@ class Run(BaseModel):
     created_at: str
     engine_numerics_version: int | None
     reason: str
+    wasted_flops: float
 
 
 class Point(BaseModel):

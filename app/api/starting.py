@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import Header
@@ -18,6 +17,7 @@ from app.api.service import Service
 from app.contract import Spec
 from app.corpus.shards import Manifest
 from app.jobs.design import total_tokens
+from app.jobs.launchers.base import Work
 from app.jobs.queue import CohortMismatch, enqueue_arms
 from app.store import jobs as job_store
 from app.store.tables import JobRow
@@ -31,6 +31,7 @@ IdempotencyKey = Annotated[
 BYTES_A_PARAMETER_SAVED = 4 * 3
 BYTES_A_PARAMETER = 2 * BYTES_A_PARAMETER_SAVED + 4 * 2
 BYTES_OF_LOGS = 50_000_000
+_LATER_FIELDS = ("engine", "num_processes", "min_processes", "num_nodes")
 
 
 def started_before(service: Service, body: StartBody, idempotency_key: str | None) -> dict[str, JobRow]:
@@ -60,9 +61,10 @@ def start_runs(
     """Queue runs (role -> spec) as one group.
 
     Raises:
-        Problem: this machine lacks the device or the disk, or the cohort holds runs of another recipe; nothing is queued.
+        InputError: no worker can ever run them; nothing is queued.
+        Problem: this machine lacks the disk, or the cohort holds runs of another recipe; nothing is queued.
     """
-    _check_device(body)
+    _check_workers(service, specs.values(), body)
     _check_disk(service, specs.values())
     try:
         return enqueue_arms(
@@ -74,6 +76,8 @@ def start_runs(
             request_key=idempotency_key,
             request_hash=_request_hash(body),
             control_run_id=control_run_id,
+            engine=body.engine,
+            num_nodes=body.num_nodes,
         )
     except CohortMismatch as error:
         raise Problem.field("/cohort", str(error), status=409) from None
@@ -93,7 +97,12 @@ def epoch_warnings(specs: Iterable[Spec], manifest: Manifest) -> list[str]:
 
 
 def _request_hash(body: StartBody) -> str:
-    return hashlib.sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    values = body.model_dump(mode="json")
+    # Bodies without these are as old as keys that were sent before there was a choice: both must hash alike.
+    for name in _LATER_FIELDS:
+        if values[name] == StartBody.model_fields[name].default:
+            del values[name]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _check_disk(service: Service, specs: Iterable[Spec]) -> None:
@@ -103,16 +112,25 @@ def _check_disk(service: Service, specs: Iterable[Spec]) -> None:
         + BYTES_OF_LOGS
         for spec in specs
     )
-    free = shutil.disk_usage(service.settings.data_dir).free
+    free = shutil.disk_usage(service.settings.runs_dir).free
     if free < needed:
         raise Problem(
             507,
-            f"the data directory {service.settings.data_dir} has {free / 1e9:.2f} GB free, but checkpoints and exports "
-            f"of this design need about {needed / 1e9:.2f} GB; free some space or serve another --data-dir",
+            f"{service.settings.runs_dir} is on a disk with {free / 1e9:.2f} GB free, but checkpoints and exports "
+            f"of this design need about {needed / 1e9:.2f} GB; free some space, or serve another --data-dir or --runs-dir",
         )
 
 
-def _check_device(body: StartBody) -> None:
-    # The node file is there exactly where a driver is; asking torch would mean importing it.
-    if body.device == "cuda" and not Path("/dev/nvidiactl").exists():
-        raise Problem.field("/device", "device is 'cuda', but this machine has no NVIDIA device; use 'auto' or 'cpu'")
+def _check_workers(service: Service, specs: Iterable[Spec], body: StartBody) -> None:
+    for spec in specs:
+        service.supervisor.check(
+            body.engine,
+            Work(
+                job_id=spec.run_id,
+                kind="growth",
+                run_dir=service.settings.runs_dir / spec.run_id,
+                num_processes=spec.num_processes,
+                num_nodes=body.num_nodes,
+                device=spec.device,
+            ),
+        )

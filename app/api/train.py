@@ -156,6 +156,8 @@ def _spec(body: TrainBody, service: Service, manifest: Manifest) -> Spec:
             device=body.device,
             precision=body.precision,
             checkpoint_every_tokens=checkpoint_every_tokens(body, training.tokens),
+            num_processes=body.num_processes,
+            min_processes=body.min_processes,
         )
         spec = in_whole_batches(spec)
         if trunk_of is not None:

@@ -11,7 +11,7 @@ from app.commands.output import emit_json, json_option, print_table, url_option
 
 @click.group()
 def jobs() -> None:
-    """List, watch, pause, resume and cancel jobs."""
+    """List, watch, pause, resume, cancel, retry and export jobs; read their logs and checkpoints."""
 
 
 @jobs.command("list")
@@ -96,3 +96,58 @@ def _asking(verb: str, text: str) -> None:
 _asking("cancel", "Stop a job for good; a running one saves first.")
 _asking("pause", "Let a job save and stop.")
 _asking("resume", "Let a paused job go on from its checkpoint.")
+_asking("retry", "Let a failed or cancelled job go on from its last checkpoint.")
+
+
+@jobs.command()
+@click.argument("job_id")
+@click.option("--max-bytes", default=65_536, show_default=True, type=click.IntRange(1, 16_000_000))
+@url_option
+@json_option
+def logs(url: str | None, as_json: bool, job_id: str, max_bytes: int) -> None:
+    """The end of what a job printed."""
+    from app.client import Growthlaw
+
+    with Growthlaw(url) as client:
+        log = client.logs(job_id, max_bytes=max_bytes)
+    if as_json:
+        emit_json(log)
+    else:
+        click.echo(log["text"])
+
+
+@jobs.command()
+@click.argument("job_id")
+@click.argument("target")
+@click.option(
+    "--source", default="final", show_default=True, help="final, base (as it was grown), or a checkpoint's name."
+)
+@url_option
+@json_option
+def export(url: str | None, as_json: bool, job_id: str, target: str, source: str) -> None:
+    """Send a run's weights to the URL TARGET; prints the export's own job, to be watched."""
+    from app.client import Growthlaw
+
+    with Growthlaw(url) as client:
+        job = client.export(job_id, target, source=source)
+    if as_json:
+        emit_json(job)
+    else:
+        click.echo(f"{job['id']}: {job['state']}; follow it with `growthlaw jobs watch {job['id']}`")
+
+
+@jobs.command()
+@click.argument("job_id")
+@url_option
+@json_option
+def checkpoints(url: str | None, as_json: bool, job_id: str) -> None:
+    """The checkpoints of a job, oldest first."""
+    from app.client import Growthlaw
+
+    with Growthlaw(url) as client:
+        found = client.checkpoints(job_id)
+    if as_json:
+        emit_json(found)
+        return
+    columns = ("name", "phase", "run_tokens", "keep", "num_bytes", "created_at", "problem")
+    print_table(columns, [[checkpoint[name] for name in columns] for checkpoint in found])

@@ -36,22 +36,27 @@ from app.commands.output import emit_json, json_option, number_option, print_tab
 @json_option
 def recommend(url: str | None, as_json: bool, guideline: str, **question: Any) -> None:
     """Whether, when and by how much to grow. Local for a guideline FILE or published:NAME, else it asks the service."""
-    question["growth_factors"] = list(question["growth_factors"]) or None
-    question = {name: value for name, value in question.items() if value is not None}
-    if guideline.startswith("published:") or guideline.endswith(".json"):
-        answer = _answer_locally(guideline, question)
-    else:
-        from app.client import Growthlaw
-
-        with Growthlaw(url) as client:
-            answer = client.recommend(guideline=guideline, **question)
+    answer = ask(url, guideline, question)
     if as_json:
         emit_json(answer)
     else:
         print_answer(answer)
 
 
+def ask(url: str | None, guideline: str, question: dict[str, Any]) -> dict[str, Any]:
+    """The answer to ``question`` (fields of ``POST /recommend``): of a file or published rule here, else of the service."""
+    question["growth_factors"] = list(question["growth_factors"]) or None
+    question = {name: value for name, value in question.items() if value is not None}
+    if guideline.startswith("published:") or guideline.endswith(".json"):
+        return _answer_locally(guideline, question)
+    from app.client import Growthlaw
+
+    with Growthlaw(url) as client:
+        return client.recommend(guideline=guideline, **question)
+
+
 def _answer_locally(guideline: str, question: dict[str, Any]) -> dict[str, Any]:
+    from fitting.flops import Shape
     from fitting.guideline import Guideline
     from fitting.published import published_guideline
     from fitting.recommendation import Request
@@ -67,6 +72,8 @@ def _answer_locally(guideline: str, question: dict[str, Any]) -> dict[str, Any]:
         loaded = Guideline.from_json(text)
     if "growth_factors" in question:
         question["growth_factors"] = tuple(question["growth_factors"])
+    if "target_shape" in question:
+        question["target_shape"] = Shape(**question["target_shape"])
     return answer_from(Request.from_fields(question), loaded).to_dict()
 
 

@@ -8,19 +8,17 @@ from typing import Any
 import click
 
 from app.commands.output import emit_json, json_option, print_table, url_option
+from app.commands.runs_import import import_runs
 
 COLUMNS = (
     "run_id", "cohort", "name", "status", "target_params", "growth_factor", "growth_timing_tokens", "grown_tokens",
     "compute_flops", "final_loss",
 )  # fmt: skip
 
-# A bundle of some hundred runs is stored in seconds; a slow disk may take longer.
-IMPORT_SECONDS = 300.0
-
 
 @click.group()
 def runs() -> None:
-    """List stored runs and their points, import the bundled ones, report on a folder of runs."""
+    """List stored runs and their points, import them from logs, report on a folder of runs."""
 
 
 @runs.command("list")
@@ -76,24 +74,7 @@ def points(url: str | None, as_json: bool, run_id: str, metric: str | None) -> N
     print_table(columns, [[row[name] for name in columns] for row in rows])
 
 
-@runs.command("import")
-@click.option("--bundled", is_flag=True, required=True, help="The grid of growth runs that ships with Growthlaw.")
-@click.option("--dry-run", is_flag=True, help="Check everything against the store and add nothing.")
-@url_option
-@json_option
-def import_runs(url: str | None, as_json: bool, bundled: bool, dry_run: bool) -> None:
-    """Store the runs that ship with Growthlaw, with their points; a second time adds nothing."""
-    from app.client import Growthlaw
-
-    with Growthlaw(url, timeout_seconds=IMPORT_SECONDS) as client:
-        done = client.import_bundled_runs(dry_run=dry_run)
-    if as_json:
-        emit_json(done)
-        return
-    columns = ("cohort", "num_runs_added", "num_runs_known", "num_points_added")
-    print_table(columns, [[cohort[name] for name in columns] for cohort in done["cohorts"]])
-    if not dry_run:
-        click.echo("Guidelines are refitted now; ask one with `growthlaw recommend --guideline active --cohort NAME`.")
+runs.add_command(import_runs)
 
 
 @runs.command()

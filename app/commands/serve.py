@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -23,18 +24,64 @@ from app.settings import DEFAULT_HOST, DEFAULT_PORT
 @click.option(
     "--slots", envvar="GROWTHLAW_NUM_SLOTS", type=click.IntRange(1), help="Jobs side by side (default: one a core)."
 )
+@click.option(
+    "--database-url",
+    help="A PostgreSQL instead of SQLite; better in GROWTHLAW_DATABASE_URL, where `ps` does not show it.",
+)
+@click.option(
+    "--runs-dir", type=click.Path(path_type=Path, file_okay=False),
+    help="Run directories, if not under --data-dir; services that share a database and this folder share their jobs "
+    "(GROWTHLAW_SHARED_RUNS_DIR).",
+)  # fmt: skip
+@click.option(
+    "--export-to", multiple=True, metavar="URL",
+    help="A URL below which runs may be exported, such as s3://bucket/models or file:///exports; repeatable "
+    "(GROWTHLAW_EXPORT_URLS, parted by spaces).",
+)  # fmt: skip
+@click.option(
+    "--exec-file", envvar="GROWTHLAW_EXEC_FILE", type=click.Path(path_type=Path, dir_okay=False),
+    help="Commands of your own scheduler, for the engine exec; `growthlaw workers template` writes one.",
+)  # fmt: skip
 @json_option
-def serve(host: str, port: int, data_dir: Path, slots: int | None, as_json: bool) -> None:
+def serve(
+    host: str,
+    port: int,
+    data_dir: Path,
+    slots: int | None,
+    database_url: str | None,
+    runs_dir: Path | None,
+    export_to: tuple[str, ...],
+    exec_file: Path | None,
+    as_json: bool,
+) -> None:
     """Start the service. Stop it with Ctrl-C: running jobs go on and are taken up again by the next start.
 
     With --json the first line on stdout tells url, pid and data_dir.
     """
+    from pydantic import ValidationError
+
     from app.main import StartError
     from app.main import serve as run_service
     from app.settings import Settings
 
-    values = {"host": host, "port": port, "data_dir": data_dir} | ({"num_slots": slots} if slots else {})
+    given = {
+        "num_slots": slots,
+        "database_url": database_url,
+        "shared_runs_dir": runs_dir,
+        "export_urls": export_to or None,
+        "exec_file": exec_file,
+    }
+    values = {"host": host, "port": port, "data_dir": data_dir} | {
+        name: value for name, value in given.items() if value is not None
+    }
     try:
-        run_service(Settings(**values), on_ready=emit_json if as_json else lambda service: None)  # type: ignore[arg-type]
+        settings = Settings(**values)  # type: ignore[arg-type]
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        raise click.ClickException(f"GROWTHLAW_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}") from None
+    # Training processes inherit the environment, and have no business with the database.
+    os.environ.pop("GROWTHLAW_DATABASE_URL", None)
+    try:
+        run_service(settings, on_ready=emit_json if as_json else lambda service: None)
     except StartError as error:
         raise click.ClickException(str(error)) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from app.commands.output import emit_json, json_option, print_table, short
 if TYPE_CHECKING:
     from app.client import Growthlaw
     from app.sweep.families import Design
+    from app.sweep.grid import Device, Precision
 
 DEFAULT_RUNS_DIR = Path("data/runs")
 # Columns where the output goes to a file or a pipe.
@@ -38,6 +40,8 @@ data_dir_option = click.option(
 )  # fmt: skip
 # Not from GROWTHLAW_URL: without --url the command starts a service of its own.
 service_url_option = click.option("--url", default=None, help="A service that runs already.")
+steps_option = click.option("--steps", default="", help="Only these steps, e.g. 1,2.")
+families_option = click.option("--families", "pattern", default="*", help="Only families that match, e.g. 'h48-*'.")
 
 
 @click.group()
@@ -98,8 +102,8 @@ def plan(grid: Path, out: Path | None, as_json: bool) -> None:
 @grid_argument
 @data_dir_option
 @service_url_option
-@click.option("--steps", default="", help="Only these steps, e.g. 1,2.")
-@click.option("--families", "pattern", default="*", help="Only families whose names match, e.g. 'h48-*'.")
+@steps_option
+@families_option
 @click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Pause after so many minutes.")
 @runs_dir_option
 @json_option
@@ -114,8 +118,9 @@ def run(
     from rich.console import Console
 
     from app.sweep.check import standing_cells
+    from app.sweep.costs import hours
     from app.sweep.live import display
-    from app.sweep.runner import Sweep, families_to_run, have_corpus, hours
+    from app.sweep.runner import Sweep, families_to_run, have_corpus
     from app.sweep.runs_folder import read_headers
 
     design = _design(grid)
@@ -168,20 +173,113 @@ def run(
 
 @sweep.command()
 @grid_argument
+@click.option(
+    "--corpus-dir", required=True, type=click.Path(path_type=Path, file_okay=False), help="The grid's corpus, prepared."
+)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="The folder to be carried."
+)
+@click.option("--without-tokens", is_flag=True, help="Leave the corpus's tokens; `work` is told where they lie.")
+@steps_option
+@families_option
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="In place of the grid's, to rehearse elsewhere.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="In place of the grid's, to rehearse elsewhere.")
+@runs_dir_option
+@json_option
+def prepare(
+    grid: Path, corpus_dir: Path, out: Path, without_tokens: bool, steps: str, pattern: str, device: Device | None,
+    precision: Precision | None, runs_dir: Path, as_json: bool,
+) -> None:  # fmt: skip
+    """Write run directories that can be carried to another machine and trained there with `growthlaw sweep work`.
+
+    Of every family that does not stand whole in --runs-dir; needs no service.
+    """
+    from dataclasses import replace
+
+    from app.records import to_dict
+    from app.sweep.check import standing_cells
+    from app.sweep.prepared import prepare as write_runs
+    from app.sweep.runner import families_to_run
+    from app.sweep.runs_folder import read_headers
+
+    design = _design(grid)
+    planned = design.grid
+    design = replace(
+        design,
+        grid=replace(planned, device=device or planned.device, precision=precision or planned.precision),
+    )
+    standing = standing_cells(design, read_headers(runs_dir))
+    families, num_standing = families_to_run(design, standing, steps=_numbers(steps), pattern=pattern)
+    if not families:
+        click.echo(f"nothing to prepare: {num_standing} families stand in {runs_dir}", err=as_json)
+        return
+    index = write_runs(design, families, standing, corpus_dir, out, with_tokens=not without_tokens)
+    if as_json:
+        emit_json(to_dict(index))
+        return
+    num_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    click.echo(
+        f"{len(index.cells)} cells of {len(families)} families ({index.train_flops:.3g} FLOPs, {index.device} "
+        f"{index.precision}) lie in {out}, {short(num_bytes, 'B')}; {num_standing} families stand in {runs_dir}. "
+        f"Carry it, then: growthlaw sweep work {out.name}"
+    )
+    if (design.grid.device, design.grid.precision) != (planned.device, planned.precision):
+        click.echo(f"A rehearsal: the grid is {planned.device} {planned.precision}, and will not take these runs.")
+
+
+@sweep.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option("--at-once", type=click.IntRange(min=1), help="Engines side by side.  [default: cores over --threads]")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of each engine.")
+@click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Save and stop after so many minutes.")
+@click.option(
+    "--corpus-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the corpus lies, if not in DIR."
+)
+def work(folder: Path, at_once: int | None, threads: int, max_minutes: float | None, corpus_dir: Path | None) -> None:
+    """Train the prepared runs of DIR on this machine, without a service. The same command goes on where it stopped.
+
+    One line a finished cell, and `machine.json` in DIR. Ctrl-C, and the end of --max-minutes, let the runs save and stop.
+    """
+    from app.sweep.work import Worker
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _interrupt)
+    worker = Worker(
+        folder=folder, num_at_once=at_once or max(1, len(os.sched_getaffinity(0)) // threads), num_threads=threads,
+        corpus_dir=corpus_dir, say=_say,
+    )  # fmt: skip
+    worker.run(max_seconds=None if max_minutes is None else 60 * max_minutes)
+    if worker.failures:
+        raise click.ClickException("\n".join(worker.failures))
+
+
+@sweep.command()
+@grid_argument
 @data_dir_option
 @service_url_option
+@click.option(
+    "--from-dirs", "folders", multiple=True, type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="A prepared folder that was worked on, in place of a service; may be given several times.",
+)  # fmt: skip
 @click.option(
     "--out", default=DEFAULT_RUNS_DIR, show_default=True, type=click.Path(path_type=Path, file_okay=False),
     help="headers.csv, points.csv.xz and cohorts.json; runs that stand there are kept.",
 )  # fmt: skip
 @json_option
-def collect(grid: Path, data_dir: Path, url: str | None, out: Path, as_json: bool) -> None:
+def collect(grid: Path, data_dir: Path, url: str | None, folders: tuple[Path, ...], out: Path, as_json: bool) -> None:
     """Write the finished cells' headers and points into a folder, beside those of earlier chunks."""
+    from app.sweep.collect import ServiceRuns
     from app.sweep.collect import collect as collect_runs
+    from app.sweep.from_dirs import collect_dirs
 
     design = _design(grid)
-    with _service(data_dir, url) as client:
-        done = collect_runs(client, design, out)
+    if folders:
+        if url is not None:
+            raise click.UsageError("--url and --from-dirs exclude each other: collect from one after the other")
+        done = collect_dirs(folders, design, out)
+    else:
+        with _service(data_dir, url) as client:
+            done = collect_runs(ServiceRuns(client), design, out)
     if as_json:
         emit_json(vars(done))
     else:
@@ -252,6 +350,11 @@ def _numbers(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise click.BadParameter(f"is {text!r}; write step numbers such as 1,2", param_hint="--steps") from None
+
+
+def _say(text: str) -> None:
+    """A line at once, also into a pipe."""
+    print(text, flush=True)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -1,8 +1,8 @@
 """The file contract between the service and the engine.
 
 A run is a directory. The service writes `spec.json` and starts ``python -m app.engine RUN_DIR`` (or
-``python -m app.corpus RUN_DIR``); that process appends `metrics.jsonl` and `events.jsonl`, keeps
-`checkpoints/`, and ends with `result.json` and an exit code. Nothing else passes between them, so any
+``python -m app.corpus RUN_DIR``, ``python -m app.uploads RUN_DIR``); that process appends `metrics.jsonl` and
+`events.jsonl`, keeps `checkpoints/`, and ends with `result.json` and an exit code. Nothing else passes between them, so any
 scheduler that can run a command on a shared file system can run a growth job.
 
 ========================  =====================================================================
@@ -16,6 +16,9 @@ file                      what it holds
 ``result.json``           one :class:`Result`, written once at the very end
 ``engine.log``            whatever the process prints
 ========================  =====================================================================
+
+Beside the run directories the service keeps ``.growthlaw-probe``, by which a worker elsewhere sees that it looks at the
+same directory as the service.
 
 After a restart the engine appends only lines whose ``seq`` is not in the file yet, so a reader that
 stores rows by (run id, seq) sees every point exactly once.
@@ -38,6 +41,7 @@ from app.contract.legs import FREE_FIELDS, check_leg
 from app.contract.lines import EventLine, ExitCode, MetricLine, Phase, Result, RunStatus
 from app.contract.specs import EvaluationSpec, GrowthSpec, ModelSpec, Spec
 from app.contract.training import TrainingSpec, TrunkSpec
+from app.contract.uploads import UploadSpec
 from app.records import from_dict, read_json
 
 __all__ = [
@@ -52,6 +56,7 @@ __all__ = [
     "MAX_SEED",
     "METRICS_FILE",
     "NAME_PATTERN",
+    "PROBE_FILE",
     "RESULT_FILE",
     "SPEC_FILE",
     "CorpusSpec",
@@ -68,10 +73,12 @@ __all__ = [
     "SpecError",
     "TrainingSpec",
     "TrunkSpec",
+    "UploadSpec",
     "check_leg",
     "read_corpus_spec",
     "read_result",
     "read_spec",
+    "read_upload_spec",
 ]
 
 SPEC_FILE = "spec.json"
@@ -81,11 +88,17 @@ RESULT_FILE = "result.json"
 LOG_FILE = "engine.log"
 CHECKPOINTS_DIR = "checkpoints"
 EXPORTS_DIR = "exports"
+PROBE_FILE = ".growthlaw-probe"
 
 
 def read_corpus_spec(run_dir: Path) -> CorpusSpec:
     """The corpus preparation's spec, checked; errors as :func:`read_spec`."""
     return from_dict(CorpusSpec, read_json(run_dir / SPEC_FILE))
+
+
+def read_upload_spec(run_dir: Path) -> UploadSpec:
+    """The export's spec, checked; errors as :func:`read_spec`."""
+    return from_dict(UploadSpec, read_json(run_dir / SPEC_FILE))
 
 
 def read_spec(run_dir: Path) -> Spec:

@@ -12,8 +12,8 @@ from app.records import to_dict
 # Fields that do not change what a run learns; all others must be the same when it goes on. Another number of processes
 # adds the same numbers up in another order, which a run must survive: machines come and go.
 FREE_FIELDS = (
-    "run_id", "name", "corpus_dir", "device", "num_threads", "num_processes", "checkpoint_every_tokens",
-    "keep_checkpoints_at_tokens", "micro_batch_sequences", "compile", "activation_checkpointing",
+    "run_id", "name", "corpus_dir", "device", "num_threads", "num_processes", "min_processes",
+    "checkpoint_every_tokens", "keep_checkpoints_at_tokens", "micro_batch_sequences", "compile", "activation_checkpointing",
 )  # fmt: skip
 # What a leg has of its own; of training, what only decides how and when it decays, which the rates themselves are
 # compared for.

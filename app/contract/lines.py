@@ -13,15 +13,21 @@ RunStatus = Literal["finished", "diverged", "stopped", "running"]
 
 
 class ExitCode(enum.IntEnum):
-    """How a run's process ends; the values follow sysexits.h where one fits."""
+    """How a run's process ends; the values follow sysexits.h where one fits.
+
+    UNFIT_WORKER is said before the engine starts, by what a scheduler runs: the node cannot run the job.
+    """
 
     DONE = 0
     BUG = 1
     BAD_SPEC = 64
     BAD_DATA = 65
+    UNAVAILABLE = 69
     DIVERGED = 70
     OUT_OF_MEMORY = 71
+    UNFIT_WORKER = 72
     NO_SPACE = 73
+    LOST_PROCESS = 74
     PAUSED = 75
 
 
@@ -42,7 +48,7 @@ class MetricLine:
 
 @dataclass(frozen=True, kw_only=True)
 class EventLine:
-    """One thing that happened, for people and for the job's story."""
+    """One thing that happened, for people and for the job's story; ``failed`` says the process's exit code too."""
 
     seq: int
     time: str
@@ -50,6 +56,7 @@ class EventLine:
     message: str
     phase: Phase | None = None
     tokens: int | None = None
+    exit_code: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -212,6 +212,7 @@ class Spec:
         compile: compile the layers with torch.compile.
         activation_checkpointing: keep a layer's input alone for the backward pass and compute the rest again.
         num_processes: processes that share the model and every batch; a run may be resumed with another number.
+        min_processes: fewest that the run may go on with by itself where a node is lost; ``num_processes`` where None.
     """
 
     run_id: str
@@ -234,6 +235,7 @@ class Spec:
     activation_checkpointing: bool = False
     num_threads: int = 1
     num_processes: int = 1
+    min_processes: int | None = None
     checkpoint_every_tokens: int = 200_000
     version: int = CONTRACT_VERSION
 
@@ -303,6 +305,15 @@ class Spec:
                 self.num_processes,
                 f"every process takes an equal share, so it must divide {name} ({count})",
                 f"use a divisor or change {name}",
+            )
+        if self.min_processes is not None:
+            require_positive(self, "min_processes")
+            require(
+                self.min_processes <= self.num_processes,
+                "min_processes",
+                self.min_processes,
+                f"the run starts with num_processes ({self.num_processes})",
+                "use at most as many",
             )
         if self.micro_batch_sequences is None:
             return

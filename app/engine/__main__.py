@@ -25,14 +25,13 @@ from typing import TYPE_CHECKING
 from app.contract import ExitCode, Result, Spec, read_result, read_spec
 from app.engine.data import open_corpus
 from app.engine.errors import BadDataError, BadSpecError, explain
-from app.engine.launch import Launch, start_ranks
+from app.engine.launch import LOCK_FILE, Launch, Nodes, start_ranks
 from app.engine.metrics import EventsWriter
 from app.engine.plan import plan_phases
 
 if TYPE_CHECKING:
     from app.engine.distributed import World
 
-LOCK_FILE = ".engine.lock"
 LOCK_POLL_SECONDS = 0.2
 
 
@@ -62,9 +61,11 @@ def main(arguments: list[str], pause: Pause) -> int:
         return ExitCode.BAD_SPEC
     launch = Launch.from_environment(os.environ)
     if launch is None:
-        num_processes = _num_processes(run_dir)
+        num_processes, nodes = _num_processes(run_dir), Nodes.from_environment(os.environ)
         if num_processes > 1:
-            return start_ranks(str(run_dir), num_processes, lambda: pause.requested)
+            return start_ranks(str(run_dir), num_processes, nodes, lambda: pause.requested)
+        if nodes.rank > 0:
+            return ExitCode.DONE  # there is nothing to train, or nothing to share: the first machine says which
         launch = Launch()
     if not launch.is_main:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -145,7 +146,7 @@ def _run_checked(run_dir: Path, launch: Launch, pause: Pause) -> int:
         if launch.is_main:
             print(sentence, file=sys.stderr, flush=True)
             if code is not ExitCode.DIVERGED:
-                _write_failure(run_dir, events, sentence)
+                _write_failure(run_dir, events, code, sentence)
         elif code not in (ExitCode.BAD_SPEC, ExitCode.BAD_DATA, ExitCode.DIVERGED):  # these rank 0 says too
             print(f"process {launch.rank}: {sentence}", file=sys.stderr, flush=True)
         return code
@@ -178,10 +179,10 @@ def _join(spec: Spec, launch: Launch) -> World:
     return World(launch, resolve_device(spec.device).type)
 
 
-def _write_failure(run_dir: Path, events: EventsWriter | None, sentence: str) -> None:
+def _write_failure(run_dir: Path, events: EventsWriter | None, code: ExitCode, sentence: str) -> None:
     """Put the end into the story too, where the disk still takes it: the exit code says it anyway."""
     try:
-        (events or EventsWriter(run_dir)).write("failed", sentence)
+        (events or EventsWriter(run_dir)).write("failed", sentence, exit_code=code)
     except (OSError, BadDataError):
         print("events.jsonl could not take this last line", file=sys.stderr, flush=True)
 

@@ -8,7 +8,8 @@
     ├── BadDataError (ValueError)   65  the corpus is missing, empty, short or damaged
     └── DivergedError               70  the loss left the range a language model can have
 
-Running out of memory (71) or of disk (73) is recognized in the exceptions of torch, safetensors and the system.
+Running out of memory (71) or of disk (73), and a partner process that is gone (74), are recognized in the exceptions of
+torch, safetensors and the system.
 Everything else is a bug (1) and keeps its traceback.
 """
 
@@ -57,7 +58,7 @@ def explain(error: BaseException) -> tuple[ExitCode, str]:
             f"out of memory ({text}); lower training.batch_sequences or model.context_length, or use a larger machine"
         )
     if _is_lost_process(text):
-        return ExitCode.BUG, (
+        return ExitCode.LOST_PROCESS, (
             f"another process of this run is gone ({text}); its own log says why: resume from the last checkpoint"
         )
     return ExitCode.BUG, f"{type(error).__name__}: {text}"

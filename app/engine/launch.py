@@ -1,16 +1,21 @@
-"""One run, several processes on one machine: what torchrun's environment says, and a start without torchrun.
+"""One run, several processes, on one machine or several: what torchrun's environment says, and a start without it.
 
 ``python -m app.engine RUN_DIR`` starts as many ranks as ``num_processes`` asks for and ends with the run's own exit
-code, which torchrun replaces by 1 (paused, diverged and failed would look alike). Over several machines torchrun is
-the start: then its environment is found here and obeyed.
+code, which torchrun replaces by 1 (paused, diverged and failed would look alike). Under torchrun its environment is found
+here and obeyed. Over several machines either will do: torchrun, or this on each of them, told of the others by the
+variables of the second half.
 
-=====================  ======================================================
-variable               meaning
-=====================  ======================================================
-``RANK``               this process's number among all, from 0
-``LOCAL_RANK``         its number on this machine; the CUDA device it takes
-``WORLD_SIZE``         how many there are
-=====================  ======================================================
+=======================  =====================================================================
+variable                 meaning
+=======================  =====================================================================
+``RANK``                 this process's number among all, from 0
+``LOCAL_RANK``           its number on this machine; the CUDA device it takes
+``WORLD_SIZE``           how many there are
+``GROWTHLAW_NUM_NODES``  machines on which the engine is started; each gets equally many ranks
+``GROWTHLAW_NODE_RANK``  this machine's number among them, from 0
+``MASTER_ADDR``          where the ranks meet: the first machine, as the others reach it
+``MASTER_PORT``          a free port of it
+=======================  =====================================================================
 
 No torch here: a bad spec must cost a fraction of a second.
 """
@@ -25,11 +30,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.contract import ExitCode, Spec
 from app.engine.errors import BadSpecError
 
+# In the run directory; whoever holds it alone may write there.
+LOCK_FILE = ".engine.lock"
 POLL_SECONDS = 0.05
 # What the other ranks get to say why they stop, once one has ended: their collectives fail within a second or two.
 GRACE_SECONDS = 10.0
@@ -56,42 +63,63 @@ class Launch:
         return cls(rank=rank, local_rank=int(environment.get("LOCAL_RANK", rank)), size=int(environment["WORLD_SIZE"]))
 
     def check(self, spec: Spec) -> None:
-        """Refuse to train with another number of processes than the spec's.
+        """Refuse to train with another number of processes than the spec's, or fewer than it may go on with.
 
         Raises:
-            BadSpecError: they differ.
+            BadSpecError: they differ, or do not divide the batch.
         """
-        if self.size != spec.num_processes:
+        if not (spec.min_processes or spec.num_processes) <= self.size <= spec.num_processes:
+            fewest = f" (at least {spec.min_processes})" if spec.min_processes else ""
             raise BadSpecError(
-                f"num_processes is {spec.num_processes}, but {self.size} were started (WORLD_SIZE); start "
+                f"num_processes is {spec.num_processes}{fewest}, but {self.size} were started (WORLD_SIZE); start "
                 f"{spec.num_processes} with torchrun, or set num_processes to {self.size}"
             )
+        try:
+            replace(spec, num_processes=self.size, min_processes=None)
+        except ValueError as error:
+            raise BadSpecError(str(error)) from None
 
 
-def start_ranks(run_dir: str, size: int, pause_requested: Callable[[], bool]) -> int:
-    """Run ``size`` ranks of the engine on this machine to their end; returns the run's exit code.
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """A machine's place among those of its run."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Nodes:
+        count = int(environment.get("GROWTHLAW_NUM_NODES", 1))
+        return cls(rank=int(environment.get("GROWTHLAW_NODE_RANK", 0)), count=count)
+
+
+def start_ranks(run_dir: str, size: int, nodes: Nodes, pause_requested: Callable[[], bool]) -> int:
+    """Run this machine's share of ``size`` ranks of the engine to their end; returns the run's exit code.
 
     A pause is passed on to all ranks. Once one has ended the others get :data:`GRACE_SECONDS` to end too and are then
     killed: they end together or wait for it in vain. If this process itself is killed the ranks go on; rank 0 holds the
     lock, so another start waits for them.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    if size % nodes.count:
+        print(
+            f"num_processes is {size}, but {nodes.count} machines get equally many; choose a multiple", file=sys.stderr
+        )
+        return ExitCode.BAD_SPEC
+    num_here = size // nodes.count
+    meeting = _meeting_here() if nodes.count == 1 else {}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "app.engine", run_dir],
             env={
                 **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
+                "RANK": str(nodes.rank * num_here + place),
+                "LOCAL_RANK": str(place),
                 "WORLD_SIZE": str(size),
-                "LOCAL_WORLD_SIZE": str(size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
+                "LOCAL_WORLD_SIZE": str(num_here),
+                **meeting,
             },
         )
-        for rank in range(size)
+        for place in range(num_here)
     ]
     try:
         return _wait(processes, pause_requested)
@@ -99,6 +127,12 @@ def start_ranks(run_dir: str, size: int, pause_requested: Callable[[], bool]) ->
         for process in processes:
             process.kill()
             process.wait()
+
+
+def _meeting_here() -> dict[str, str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], pause_requested: Callable[[], bool]) -> int:
@@ -119,11 +153,12 @@ def run_code(codes: Sequence[int]) -> int:
     """The one exit code for those of the ranks: that which says most, whichever came first.
 
     Death by a signal counts before all (128 + its number, as shells have it), then a cause that the engine knows, then
-    a bug: ranks whose partner is gone end with a bug themselves.
+    a bug, then that a partner is gone: it went for a reason of its own.
 
-    >>> run_code([1, -9]), run_code([1, 73]), run_code([75, 75]), run_code([0, 0])
-    (137, 73, 75, 0)
+    >>> run_code([74, -9]), run_code([74, 73]), run_code([74, 1]), run_code([75, 75]), run_code([0, 0])
+    (137, 73, 1, 75, 0)
     """
     killed = [128 - code for code in codes if code < 0]
-    known = [code for code in codes if code > ExitCode.BUG]
-    return next(iter(killed + known + [max(codes)]))
+    known = [code for code in codes if code > ExitCode.BUG and code != ExitCode.LOST_PROCESS]
+    bugs = [code for code in codes if code == ExitCode.BUG]
+    return next(iter(killed + known + bugs + [max(codes)]))

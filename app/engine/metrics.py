@@ -114,7 +114,7 @@ class EventsWriter:
         """Where in the run events happen from now on."""
         self._phase, self._tokens = phase, tokens
 
-    def write(self, event: str, message: str) -> None:
+    def write(self, event: str, message: str, *, exit_code: int | None = None) -> None:
         if self._file is None:
             return
         line = EventLine(
@@ -124,6 +124,7 @@ class EventsWriter:
             message=message,
             phase=self._phase,
             tokens=self._tokens,
+            exit_code=exit_code,
         )
         self._file.append(to_dict(line))
         print(f"{event}: {message}", flush=True)

@@ -73,7 +73,7 @@ def run(
     files = RunFiles(metrics=metrics, events=events, checkpoints=checkpoints)
     trainer = Trainer(spec, corpus, phases[0], growth, files, world)
     try:
-        _resume_or_begin(trainer, spec, phases, corpus, files, _introduce(spec, phases, device), world)
+        _resume_or_begin(trainer, spec, phases, corpus, files, _introduce(spec, phases, device, world.size), world)
         if (num_epochs := _num_epochs(spec, phases, corpus)) > 1:
             events.write("epochs", f"the run reads {spec.corpus} more than once: {num_epochs:.2f} epochs")
         for phase in phases[phases.index(trainer.phase) :]:
@@ -203,7 +203,7 @@ def _describe(spec: Spec) -> str:
     )
 
 
-def _introduce(spec: Spec, phases: tuple[PhasePlan, ...], device: torch.device) -> str:
+def _introduce(spec: Spec, phases: tuple[PhasePlan, ...], device: torch.device, num_processes: int) -> str:
     lengths = ", ".join(
         f"{phase.name} {phase.num_layers} layers of width {phase.shape.hidden_size} {phase.num_tokens:,} tokens"
         for phase in phases
@@ -211,8 +211,8 @@ def _introduce(spec: Spec, phases: tuple[PhasePlan, ...], device: torch.device) 
     last = phases[-1]
     return (
         f"{lengths}; target {non_embedding_params(spec.model):,} non-embedding parameters; "
-        f"{last.compute_flops(last.num_steps):.3g} FLOPs in all; {device.type} {spec.precision}, "
-        f"torch {torch.__version__}"
+        f"{last.compute_flops(last.num_steps):.3g} FLOPs in all; {num_processes} process{'es' if num_processes > 1 else ''}, "
+        f"{device.type} {spec.precision}, torch {torch.__version__}"
     )
 
 

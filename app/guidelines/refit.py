@@ -27,15 +27,29 @@ def refit_cohort(database: Database, cohort: str) -> str | None:
         The id of the new version; None where no run has a final loss (trunks alone decide nothing), or nothing changed
         since the active version.
     """
-    with database.read() as session:
-        runs = run_store.cohort_frame(session, cohort)
-        active = guideline_store.active_guideline(session, cohort)
-    if not ((runs["status"] == "finished") & runs["is_final"].astype(bool)).any():
-        return None
-    if active is not None and active.data_hash == data_hash(read_runs(runs, cohort=cohort)):
-        return None
-    guideline = fit_guideline(runs, cohort, seed=SEED)
+    while True:
+        with database.read() as session:
+            runs = run_store.cohort_frame(session, cohort)
+            active = guideline_store.active_guideline(session, cohort)
+        if not ((runs["status"] == "finished") & runs["is_final"].astype(bool)).any():
+            return None
+        if active is not None and active.data_hash == data_hash(read_runs(runs, cohort=cohort)):
+            return None
+        guideline = fit_guideline(runs, cohort, seed=SEED)
+        stored = _store(database, cohort, guideline, active.id if active is not None else None)
+        if stored is not None:
+            return stored
+
+
+def _store(database: Database, cohort: str, guideline: Guideline, active_id: str | None) -> str | None:
+    """Make it the cohort's active version, where that still is `active_id`.
+
+    None where another service that shares the database stored a version meanwhile, perhaps of more runs: look again.
+    """
     with database.write() as session:
+        active = guideline_store.active_guideline(session, cohort)
+        if (active.id if active is not None else None) != active_id:
+            return None
         version = guideline_store.next_version(session, cohort)
         guideline = replace(guideline, id=new_id("gl"), version=version)
         reason = "provisional: it only reports what was observed" if guideline.provisional else "fitted"

@@ -10,6 +10,7 @@ import queue
 import threading
 
 import structlog
+from sqlalchemy.exc import OperationalError
 
 from app.guidelines.refit import refit_cohort
 from app.store import runs as run_store
@@ -18,6 +19,8 @@ from fitting.errors import InputError
 
 log = structlog.get_logger()
 
+SECONDS_AFTER_TROUBLE = 2.0
+
 
 class Refitter:
     def __init__(self, database: Database) -> None:
@@ -25,6 +28,7 @@ class Refitter:
         self._waiting: queue.Queue[str | None] = queue.Queue()
         self._asked: set[str] = set()
         self._lock = threading.Lock()
+        self._halt = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="refitter", daemon=True)
 
     def start(self) -> None:
@@ -42,6 +46,7 @@ class Refitter:
 
     def stop(self) -> None:
         """End after the fit in hand, if any; what still waits is done at the next start."""
+        self._halt.set()
         self._waiting.put(None)
         self._thread.join(timeout=30)
 
@@ -51,6 +56,10 @@ class Refitter:
                 self._asked.discard(cohort)
             try:
                 refit_cohort(self._database, cohort)
+            except OperationalError as error:  # locked, or being restarted: the fit must not be forgotten
+                log.warning("refit_waits_for_the_database", cohort=cohort, error=str(error.orig))
+                if not self._halt.wait(SECONDS_AFTER_TROUBLE):
+                    self.ask(cohort)
             except InputError as error:  # nothing to fit yet: say, every run diverged
                 log.info("refit_not_possible", cohort=cohort, reason=str(error))
             except Exception:  # one cohort that cannot be fitted must not stop the others; the log tells

@@ -33,10 +33,10 @@ def recipe_of(spec: Spec, manifest: Manifest) -> dict[str, Any]:
     """What all runs of a cohort must share for their losses to be compared; sizes, lengths and rates may differ.
 
     A run on ``constant`` counts as the legs that leave it: its rate is ``wsd``'s before the decay, whose share and
-    floor its spec names too.
+    floor its spec names too. Precision is named where it is not fp32: recipes from before it was named stay the same.
     """
     training = spec.training
-    return {
+    recipe = {
         "corpus_hash": manifest.content_hash,
         "vocab_size": spec.model.vocab_size,
         "family": spec.model.family,
@@ -52,6 +52,7 @@ def recipe_of(spec: Spec, manifest: Manifest) -> dict[str, Any]:
         "final_lr_fraction": training.final_lr_fraction,
         "num_validation_windows": spec.evaluation.num_windows,
     }
+    return recipe if spec.precision == "fp32" else recipe | {"precision": spec.precision}
 
 
 def run_row(spec: Spec, manifest: Manifest, control_run_id: str | None) -> RunRow:

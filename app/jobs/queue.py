@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from app.contract import SPEC_FILE, CorpusSpec, Spec
+from app.contract import SPEC_FILE, CorpusSpec, Spec, UploadSpec
 from app.corpus.shards import Manifest
 from app.jobs.headers import DECISION_METRIC, decision_dataset, recipe_of, run_row
 from app.records import to_dict, write_json_atomically
@@ -18,6 +18,8 @@ from app.store.cohorts import join_cohort
 from app.store.database import Database
 from app.store.ids import new_id
 from app.store.tables import JobRow
+
+EXPORT_PRIORITY = 1_000
 
 
 def enqueue_arms(
@@ -30,6 +32,8 @@ def enqueue_arms(
     request_key: str | None,
     request_hash: str | None,
     control_run_id: str | None = None,
+    engine: str = "local",
+    num_nodes: int = 1,
 ) -> dict[str, JobRow]:
     """Queue the arms of one design (role -> spec) as a group.
 
@@ -54,6 +58,10 @@ def enqueue_arms(
             control_run_id=control_run_id if role != "scratch" else None,
             state="queued",
             priority=priority,
+            engine=engine,
+            device=spec.device,
+            num_processes=spec.num_processes,
+            num_nodes=num_nodes,
             run_dir=str((runs_dir / spec.run_id).resolve()),
             spec=json.dumps(to_dict(spec)),
             request_key=request_key,
@@ -80,7 +88,7 @@ def enqueue_arms(
     return rows
 
 
-def enqueue_corpus(database: Database, runs_dir: Path, spec: CorpusSpec) -> JobRow:
+def enqueue_corpus(database: Database, runs_dir: Path, spec: CorpusSpec, *, priority: int = 0) -> JobRow:
     """Queue a corpus preparation."""
     row = JobRow(
         id=spec.run_id,
@@ -88,10 +96,40 @@ def enqueue_corpus(database: Database, runs_dir: Path, spec: CorpusSpec) -> JobR
         name=spec.name,
         role="corpus",
         state="queued",
-        priority=0,
+        priority=priority,
+        device="cpu",
         run_dir=str((runs_dir / spec.run_id).resolve()),
         spec=json.dumps(to_dict(spec)),
     )
+    _add_alone(database, row, spec)
+    return row
+
+
+def enqueue_upload(database: Database, runs_dir: Path, spec: UploadSpec) -> JobRow:
+    """Queue an export of a run's files, before everything that trains: it needs a slot for minutes, not days."""
+    row = JobRow(
+        id=spec.run_id,
+        kind="export",
+        name=spec.name,
+        role="export",
+        state="queued",
+        priority=EXPORT_PRIORITY,
+        device="cpu",
+        run_dir=str((runs_dir / spec.run_id).resolve()),
+        spec=json.dumps(to_dict(spec)),
+    )
+    _add_alone(database, row, spec)
+    return row
+
+
+def upload_under_way(database: Database, url: str) -> str | None:
+    """The job that exports to this URL or waits for it; None where there is none."""
+    with database.read() as session:
+        active = job_store.list_jobs(session, states=("queued", "running", "paused"), kind="export", limit=1000)
+    return next((job.id for job in active if json.loads(job.spec)["url"] == url), None)
+
+
+def _add_alone(database: Database, row: JobRow, spec: CorpusSpec | UploadSpec) -> None:
     run_dir = _write_spec(Path(row.run_dir), spec)
     try:
         with database.write() as session:
@@ -99,10 +137,9 @@ def enqueue_corpus(database: Database, runs_dir: Path, spec: CorpusSpec) -> JobR
     except BaseException:
         shutil.rmtree(run_dir, ignore_errors=True)
         raise
-    return row
 
 
-def _write_spec(run_dir: Path, spec: Spec | CorpusSpec) -> Path:
+def _write_spec(run_dir: Path, spec: Spec | CorpusSpec | UploadSpec) -> Path:
     run_dir.mkdir(parents=True)
     try:
         write_json_atomically(run_dir / SPEC_FILE, to_dict(spec))

@@ -1,4 +1,10 @@
-"""Opening the database: SQLite in WAL mode by default, any SQLAlchemy URL beyond it, migrated on opening."""
+"""Opening the database: SQLite in WAL mode by default, PostgreSQL by its URL; migrated on opening.
+
+Both keep the same promises. A write transaction is alone from its first statement on, so what it reads stays true until
+it commits: SQLite begins it with the write lock taken, PostgreSQL with an advisory lock of the database that all write
+transactions take. They are short, one writer at a time is all that a scheduler of hour-long jobs needs, and no
+transaction ever has to be run again. A read transaction sees one state of the database and waits for nobody.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +15,47 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
+
+from fitting.errors import InputError
 
 MIGRATIONS_DIR = Path(__file__).parent / "migrations"
 BUSY_TIMEOUT_MS = 5_000
+# A writer that froze in the middle (a suspended machine) is thrown out by PostgreSQL, or nobody could write any more.
+IDLE_WRITER_TIMEOUT_MS = 30_000
+CONNECT_TIMEOUT_SECONDS = 10
+# Names the write lock among other programs' advisory locks: "growthla" as a big-endian number.
+WRITE_LOCK = int.from_bytes(b"growthla", "big")
+SQLITE, POSTGRESQL = "sqlite", "postgresql"
+_URL_MEND = "give postgresql://USER@HOST:PORT/DATABASE, or leave it out for SQLite under the data directory"
 
 
 class Database:
-    """Sessions over one database. `write()` commits at its end or rolls back; `read()` never writes."""
+    """Sessions over one database. `write()` commits at its end or rolls back; `read()` never writes.
+
+    Raises:
+        InputError: the URL is none of a database that this can use; the message never repeats it.
+    """
 
     def __init__(self, url: str) -> None:
-        self.engine = _create_engine(url)
+        self.engine = _create_engine(checked_url(url))
+
+    @property
+    def name(self) -> str:
+        """The database's URL for people: without its password."""
+        return self.engine.url.render_as_string(hide_password=True)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        with Session(self.engine, expire_on_commit=False) as session:
+        options: dict[str, Any] = {}
+        if self.engine.dialect.name == POSTGRESQL:
+            options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        with (
+            self.engine.connect().execution_options(**options) as connection,
+            Session(connection, expire_on_commit=False) as session,
+        ):
             yield session
 
     @contextmanager
@@ -37,10 +68,10 @@ class Database:
             yield session
 
     def migrate(self, revision: str = "head") -> None:
-        """Bring the schema to `revision`; an older database keeps its rows."""
+        """Bring the schema to `revision`; an older database keeps its rows. Services that start at once take turns."""
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS_DIR))
-        with self.engine.begin() as connection:
+        with self.engine.connect().execution_options(growthlaw_write=True) as connection, connection.begin():
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
 
@@ -52,11 +83,46 @@ def sqlite_url(data_dir: Path) -> str:
     return f"sqlite:///{data_dir / 'growthlaw.sqlite3'}"
 
 
-def _create_engine(url: str) -> Engine:
-    engine = create_engine(url)
-    if engine.dialect.name == "sqlite":
+def checked_url(url: str) -> URL:
+    """A database URL with the driver that this project uses.
+
+    Raises:
+        InputError: it is no URL, or of another database.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise InputError("database_url", "is no database URL", _URL_MEND) from None
+    if parsed.drivername in ("postgres", POSTGRESQL):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername not in (SQLITE, "postgresql+psycopg"):
+        raise InputError("database_url", f"begins with {parsed.drivername!r}, which is not supported", _URL_MEND)
+    if "password" in parsed.query:
+        # Only a password in its own place is hidden wherever a URL is shown.
+        raise InputError(
+            "database_url",
+            "holds the password in its query",
+            "write it behind the user (USER:PASSWORD@HOST) or in ~/.pgpass",
+        )
+    return parsed
+
+
+def _create_engine(url: URL) -> Engine:
+    if url.get_backend_name() == SQLITE:
+        engine = create_engine(url)
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    try:
+        # A connection is tried before it is used: after a restart of the database the old ones are dead.
+        engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "database_url",
+            f"is PostgreSQL's, but the package {error.name!r} is missing",
+            "pip install 'growthlaw[postgres]'",
+        ) from None
+    event.listen(engine, "begin", _begin_postgresql)
     return engine
 
 
@@ -67,7 +133,20 @@ def _configure_sqlite(connection: Any, record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}")
 
 
+def _is_write(connection: Connection) -> bool:
+    return bool(connection.get_execution_options().get("growthlaw_write", False))
+
+
 def _begin_sqlite(connection: Connection) -> None:
     # A transaction that reads and then writes must take the write lock first, or two of them fail each other.
-    writes = connection.get_execution_options().get("growthlaw_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if _is_write(connection) else "BEGIN")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    if _is_write(connection):
+        # READ COMMITTED, PostgreSQL's default, and not a snapshot: one taken before the lock was granted would be old.
+        connection.exec_driver_sql(
+            f"SET LOCAL lock_timeout = {BUSY_TIMEOUT_MS}; "
+            f"SET LOCAL idle_in_transaction_session_timeout = {IDLE_WRITER_TIMEOUT_MS}; "
+            f"SELECT pg_advisory_xact_lock({WRITE_LOCK})"
+        )

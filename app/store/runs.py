@@ -6,13 +6,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.contract import MetricLine
 from app.store.tables import CohortRow, PointRow, RunRow
 from fitting.table import COLUMNS
+
+# Values of one IN list: below what SQLite and PostgreSQL bind in a statement.
+_SEQS_A_QUERY = 10_000
 
 
 def get_cohort(session: Session, name: str) -> CohortRow | None:
@@ -48,7 +51,7 @@ def finish_run(session: Session, run_id: str, **values: Any) -> None:
 def stop_run(session: Session, run_id: str, reason: str) -> None:
     """End a run that will not finish: it keeps the tokens and FLOPs that its points say it has seen, no more."""
     by_phase = select(PointRow.phase, func.max(PointRow.tokens)).where(PointRow.run_id == run_id)
-    seen: dict[str, int] = dict(session.execute(by_phase.group_by(PointRow.phase)).tuples().all())
+    seen: dict[str, int] = dict(session.execute(by_phase.group_by(PointRow.phase)).all())
     run = get_run(session, run_id)
     if seen and run is not None and run.parent_run_id is not None:
         # The base phase of a decay leg was trained, whole, by its trunk, and its points are the trunk's.
@@ -75,6 +78,22 @@ def get_run(session: Session, run_id: str) -> RunRow | None:
     return session.get(RunRow, run_id)
 
 
+def run_of_content(session: Session, content_hash: str) -> RunRow | None:
+    """The run that was imported with this content."""
+    return session.scalars(select(RunRow).where(RunRow.content_hash == content_hash)).first()
+
+
+def run_of_request(session: Session, request_key: str) -> RunRow | None:
+    """The run that was pushed with this Idempotency-Key."""
+    return session.scalars(select(RunRow).where(RunRow.request_key == request_key)).first()
+
+
+def imported_run(session: Session, cohort: str, name: str) -> RunRow | None:
+    """The run from elsewhere that people call so within its cohort."""
+    query = select(RunRow).where(RunRow.cohort == cohort, RunRow.name == name, RunRow.source == "import")
+    return session.scalars(query.order_by(RunRow.run_id)).first()
+
+
 def list_runs(
     session: Session, *, cohort: str | None = None, status: str | None = None, after: str | None = None, limit: int
 ) -> Sequence[RunRow]:
@@ -92,8 +111,10 @@ def list_runs(
 def cohort_frame(session: Session, cohort: str) -> pd.DataFrame:
     """The canonical table of a cohort's runs that have ended, in the order of their ids."""
     columns = [getattr(RunRow, name) for name in COLUMNS]
-    query = select(*columns).where(RunRow.cohort == cohort, RunRow.status != "running").order_by(RunRow.run_id)
-    return pd.DataFrame([tuple(row) for row in session.execute(query)], columns=list(COLUMNS))
+    query = select(*columns).where(RunRow.cohort == cohort, RunRow.status != "running")
+    # Sorted here: databases order text by the rules of their locale, and a fit must not depend on those.
+    rows = sorted((tuple(row) for row in session.execute(query)), key=lambda row: str(row[0]))
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def add_points(session: Session, run_id: str, lines: Iterable[MetricLine]) -> None:
@@ -104,6 +125,35 @@ def add_points(session: Session, run_id: str, lines: Iterable[MetricLine]) -> No
     dialect = session.get_bind().dialect.name
     dialect_insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}.get(dialect, insert)
     session.execute(dialect_insert(PointRow).on_conflict_do_nothing(index_elements=["run_id", "seq"]), rows)
+
+
+def points_of_seqs(session: Session, run_id: str, seqs: Sequence[int]) -> dict[int, PointRow]:
+    """The points of these seqs that are there."""
+    found: dict[int, PointRow] = {}
+    for start in range(0, len(seqs), _SEQS_A_QUERY):
+        query = select(PointRow).where(PointRow.run_id == run_id, PointRow.seq.in_(seqs[start : start + _SEQS_A_QUERY]))
+        found |= {point.seq: point for point in session.scalars(query)}
+    return found
+
+
+def delete_points(session: Session, run_id: str, seqs: Sequence[int] | None = None) -> None:
+    """Remove a run's points of these seqs, all of them where None."""
+    if seqs is None:
+        session.execute(delete(PointRow).where(PointRow.run_id == run_id))
+        return
+    for start in range(0, len(seqs), _SEQS_A_QUERY):
+        some = seqs[start : start + _SEQS_A_QUERY]
+        session.execute(delete(PointRow).where(PointRow.run_id == run_id, PointRow.seq.in_(some)))
+
+
+def last_seq(session: Session, run_id: str) -> int:
+    """The highest seq of a run; -1 where it has no point."""
+    found = session.scalar(select(func.max(PointRow.seq)).where(PointRow.run_id == run_id))
+    return -1 if found is None else found
+
+
+def all_points(session: Session, run_id: str) -> Sequence[PointRow]:
+    return session.scalars(select(PointRow).where(PointRow.run_id == run_id).order_by(PointRow.seq)).all()
 
 
 def list_points(

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Integer, MetaData, Text, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, MetaData, Text, TypeDecorator, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# SQLite numbers rows itself only for a column whose type is exactly INTEGER.
-BigKey = BigInteger().with_variant(Integer, "sqlite")
+# 64 bits in every database: SQLite's INTEGER has them, and it numbers rows itself only for exactly that type.
+WholeNumber = BigInteger().with_variant(Integer, "sqlite")
+
+
+class PlainText(TypeDecorator[str]):
+    """Text that every database takes.
+
+    The end of a log that a crash tore may hold NUL characters, which PostgreSQL refuses, and JSON may hold halves of
+    surrogate pairs, which are no UTF-8: neither may keep a job from ending.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Any) -> str | None:
+        if value is None or (value.isascii() and "\x00" not in value):
+            return value
+        return value.replace("\x00", "\ufffd").encode("utf-8", errors="replace").decode("utf-8")
 
 
 def utc_now() -> str:
@@ -24,7 +41,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {str: Text}  # noqa: RUF012 - SQLAlchemy's own protocol
+    type_annotation_map = {str: PlainText, int: WholeNumber}  # noqa: RUF012 - SQLAlchemy's own protocol
 
 
 class CohortRow(Base):
@@ -41,10 +58,21 @@ class CohortRow(Base):
 
 
 class RunRow(Base):
-    """The canonical header of one run: the columns of `fitting.table.COLUMNS`, and why it ended if it went wrong."""
+    """The canonical header of one run: the columns of `fitting.table.COLUMNS`, and why it ended if it went wrong.
+
+    Attributes:
+        wasted_flops: trained, then rolled back by a restart or a fork; in no other number of the run.
+        provenance: of a run from elsewhere, JSON: its files with their SHA-256, and how its log was read.
+        content_hash: of an imported log, so that a second import is known; None for all other runs.
+        request_key, request_hash: the Idempotency-Key that a pushed run came with, and the SHA-256 of that request's body.
+    """
 
     __tablename__ = "runs"
-    __table_args__ = (Index(None, "cohort", "status"),)
+    __table_args__ = (
+        Index(None, "cohort", "status"),
+        Index(None, "content_hash", unique=True),
+        Index(None, "request_key", unique=True),
+    )
 
     run_id: Mapped[str] = mapped_column(primary_key=True)
     cohort: Mapped[str] = mapped_column(ForeignKey("cohorts.name"))
@@ -92,6 +120,11 @@ class RunRow(Base):
     created_at: Mapped[str] = mapped_column(default=utc_now)
     engine_numerics_version: Mapped[int | None]
     reason: Mapped[str] = mapped_column(default="")
+    wasted_flops: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    provenance: Mapped[str] = mapped_column(default="", server_default="")
+    content_hash: Mapped[str | None]
+    request_key: Mapped[str | None]
+    request_hash: Mapped[str | None]
 
 
 class PointRow(Base):
@@ -114,8 +147,14 @@ class PointRow(Base):
 class JobRow(Base):
     """One process to be run: a growth job or a corpus preparation.
 
-    ``wish`` is what a user asked of a running one; ``request_key`` the Idempotency-Key it came with, ``request_hash`` the
-    SHA-256 of that request's body.
+    Attributes:
+        wish: what a user asked of a running one.
+        cause: why a failed one failed, as :mod:`app.jobs.outcome` tells causes apart.
+        request_key, request_hash: the Idempotency-Key it came with, and the SHA-256 of that request's body.
+        engine: what runs it: ``local``, ``ray`` or ``exec``.
+        handle: what its launcher calls the running attempt; None before it was submitted and after it ended.
+        lease_owner, heartbeat_at: the service that looks after the running job, and when it last saw it alive; where
+            that is too long ago another service takes it over.
     """
 
     __tablename__ = "jobs"
@@ -132,15 +171,21 @@ class JobRow(Base):
     state: Mapped[str]
     wish: Mapped[str | None]
     reason: Mapped[str] = mapped_column(default="")
+    cause: Mapped[str | None]
     priority: Mapped[int] = mapped_column(default=0)
+    engine: Mapped[str] = mapped_column(default="local", server_default="local")
+    device: Mapped[str] = mapped_column(default="auto", server_default="auto")
+    num_processes: Mapped[int] = mapped_column(default=1, server_default="1")
+    num_nodes: Mapped[int] = mapped_column(default=1, server_default="1")
     run_dir: Mapped[str]
     spec: Mapped[str]
     request_key: Mapped[str | None]
     request_hash: Mapped[str | None]
     num_attempts: Mapped[int] = mapped_column(default=0)
     num_deaths: Mapped[int] = mapped_column(default=0)
-    pid: Mapped[int | None]
-    process_started_at: Mapped[float | None]
+    handle: Mapped[str | None]
+    lease_owner: Mapped[str | None]
+    heartbeat_at: Mapped[str | None]
     metrics_offset: Mapped[int] = mapped_column(BigInteger, default=0)
     events_offset: Mapped[int] = mapped_column(BigInteger, default=0)
     created_at: Mapped[str] = mapped_column(default=utc_now)
@@ -154,7 +199,7 @@ class JobEventRow(Base):
     __tablename__ = "job_events"
     __table_args__ = (Index(None, "job_id", "id"),)
 
-    id: Mapped[int] = mapped_column(BigKey, primary_key=True, autoincrement=True)
+    id: Mapped[int] = mapped_column(WholeNumber, primary_key=True, autoincrement=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     time: Mapped[str]
     event: Mapped[str]

@@ -58,8 +58,8 @@ def job_body(grid: Grid, family: Family, cell: Cell, trunk_run_id: str | None) -
         "checkpoint_every_tokens": max(recipe.batch_tokens, run_tokens // CHECKPOINTS_A_RUN),
         "init_seed": family.seed,
         "data_seed": family.seed,
-        "device": "cpu",
-        "precision": "fp32",
+        "device": grid.device,
+        "precision": grid.precision,
         "priority": 0 if cell.branch_tokens is None else LEG_PRIORITY,
     }
 
@@ -103,15 +103,17 @@ def _growth(family: Family) -> dict[str, Any] | None:
     }
 
 
-def spec_of(grid: Grid, body: dict[str, Any]) -> Spec:
-    """The spec the service would make of a body, on a corpus that is not there yet."""
+def spec_of(
+    grid: Grid, body: dict[str, Any], *, run_id: str = "check", corpus_dir: str = "-", trunk_run_dir: str = "-"
+) -> Spec:
+    """The spec the service would make of a body; by default one to be checked alone, with no corpus and no trunk there."""
     trunk = body["trunk"]
     return Spec(
-        run_id="check",
+        run_id=run_id,
         name=body["name"],
         cohort=body["cohort"],
         corpus=body["corpus"],
-        corpus_dir="-",
+        corpus_dir=corpus_dir,
         model=ModelSpec(**body["model"], vocab_size=grid.corpus.vocab_size),
         training=TrainingSpec(**body["training"]),
         growth=None if body["growth"] is None else GrowthSpec(**body["growth"]),
@@ -121,8 +123,10 @@ def spec_of(grid: Grid, body: dict[str, Any]) -> Spec:
         keep_checkpoints_at_tokens=tuple(body["keep_checkpoints_at_tokens"]),
         trunk=None
         if trunk is None
-        else TrunkSpec(trunk_run_dir="-", trunk_id=trunk["run_id"], branch_tokens=trunk["branch_tokens"]),
+        else TrunkSpec(trunk_run_dir=trunk_run_dir, trunk_id=trunk["run_id"], branch_tokens=trunk["branch_tokens"]),
         init_seed=body["init_seed"],
         data_seed=body["data_seed"],
+        device=body["device"],
+        precision=body["precision"],
         checkpoint_every_tokens=body["checkpoint_every_tokens"],
     )

@@ -4,7 +4,7 @@ What must be so of a finished run: it is the cell's (size, shape, growth, seeds,
 by the grid's engine numerics on its corpus; its FLOPs are the design's, which are those of its own tokens, and within half
 a batch of the budget's; it has a final loss, the last validation loss among its points is that loss, and its points reach
 the last token. A diverged run is a result: what it was asked to be is checked, how far it came is not. No cell and no run
-may stand twice, no row may be no cell of the grid.
+may stand twice, no row of the grid's cohorts may be no cell of the grid.
 """
 
 from __future__ import annotations
@@ -132,8 +132,10 @@ def _doubled(headers: list[Row]) -> Iterator[str]:
 
 def _strangers(design: Design, headers: list[Row], points: Mapping[str, list[Row]]) -> Iterator[str]:
     names = {cell.name for _, cell in design.cells()}
+    # Another grid's cohorts may stand in the same folder.
+    cohorts = {family.cohort for family in design.families}
     for row in headers:
-        if row["cell"] not in names:
+        if row["cell"] not in names and row["cohort"] in cohorts:
             yield f"{row['cell']}: is no cell of the grid"
     for run_id in sorted(points.keys() - {row["run_id"] for row in headers}):
         yield f"{run_id}: has points but no header"

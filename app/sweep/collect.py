@@ -1,7 +1,9 @@
-"""From the service's runs to the files of a runs folder, chunk by chunk.
+"""From trained runs to the files of a runs folder, chunk by chunk.
 
-A cell's run is the finished (or diverged) one that bears its name. Rows that stand in the folder stay; the same cell again
-must say the same, or it is refused by name. Trained again a run differs in its ids and dates alone.
+Where runs come from is a :class:`RunSource`: the service (:class:`ServiceRuns`), or run directories that were trained
+without one (:mod:`app.sweep.from_dirs`); rows, points and refusals are the same. A cell's run is the finished (or
+diverged) one that bears its name. Rows that stand in the folder stay; the same cell again must say the same, or it is
+refused by name. Trained again a run differs in its ids and dates alone.
 
 **Which points.** Every validation loss. Of each other metric at most :data:`POINTS_A_METRIC` a run and phase: every k-th
 in the order of ``seq`` with the least k that does, and the last. A grid of 300 runs then packs into a few megabytes.
@@ -11,15 +13,15 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from app.client import Growthlaw
 from app.corpus.shards import Manifest
 from app.jobs.headers import recipe_of
-from app.records import write_json_atomically
+from app.records import read_json, write_json_atomically
 from app.sweep.bodies import job_body, spec_of
 from app.sweep.check import DECISION_METRIC
 from app.sweep.families import Cell, Design, Family
@@ -49,13 +51,60 @@ class Collected:
     num_points: int
 
 
-def collect(client: Growthlaw, design: Design, folder: Path) -> Collected:
-    """Bring the runs folder up to date with what the service has finished.
+class RunSource(Protocol):
+    """Where finished runs are."""
+
+    def runs_by_name(self, design: Design) -> Mapping[str, list[Mapping[str, Any]]]:
+        """Finished and diverged runs of the grid's cohorts by name, each with the columns of the run table."""
+
+    def points(self, run_id: str) -> Iterable[Mapping[str, Any]]:
+        """The points of one of them, with the fields of :class:`app.contract.MetricLine`."""
+
+    def manifest(self, design: Design) -> Manifest:
+        """The corpus they were trained on."""
+
+
+@dataclass(frozen=True)
+class ServiceRuns:
+    """What a service has trained."""
+
+    client: Growthlaw
+
+    def runs_by_name(self, design: Design) -> Mapping[str, list[Mapping[str, Any]]]:
+        """Finished and diverged runs of the grid's cohorts by name, oldest first."""
+        found: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+        for cohort in sorted({family.cohort for family in design.families}):
+            query: dict[str, Any] = {"cohort": cohort, "limit": 1000}
+            while True:
+                page = self.client.runs(**query)
+                for run in page["data"]:
+                    if run["status"] in ("finished", "diverged"):
+                        found[run["name"]].append(run)
+                if not page["has_more"]:
+                    break
+                query["after"] = page["next"]
+        return {name: sorted(runs, key=lambda run: str(run["run_id"])) for name, runs in found.items()}
+
+    def points(self, run_id: str) -> Iterable[Mapping[str, Any]]:
+        return self.client.points(run_id)
+
+    def manifest(self, design: Design) -> Manifest:
+        name = design.grid.corpus.name
+        (corpus,) = (corpus for corpus in self.client.corpora() if corpus["name"] == name)
+        return Manifest(
+            name=name, content_hash=corpus["content_hash"], vocab_size=corpus["vocab_size"], dtype="uint16",
+            splits={}, origin=corpus["origin"], licence=corpus["licence"],
+        )  # fmt: skip
+
+
+def collect(source: RunSource, design: Design, folder: Path) -> Collected:
+    """Bring the runs folder up to date with what has finished.
 
     Raises:
-        InputError: a cell stands with other values than the service's run of it, or was trained twice with two results.
+        InputError: a cell stands with other values than this run of it, was trained twice with two results, or its cohort
+            stands with another recipe.
     """
-    runs = _runs_by_name(client, design)
+    runs = source.runs_by_name(design)
     rows = {row["cell"]: row for row in read_headers(folder)}
     points = read_points(folder)
     fresh = []
@@ -68,15 +117,17 @@ def collect(client: Growthlaw, design: Design, folder: Path) -> Collected:
             else:
                 _require_same(cell, rows[cell.name], row)
     for run_id in fresh:
-        points += thinned([_point(run_id, point) for point in client.points(run_id)])
+        points += thinned([_point(run_id, point) for point in source.points(run_id)])
     _name_relations(design, rows)
+    # Before anything is written: a cohort of another recipe is refused here.
+    recipes = _with_recipes(folder, source.manifest(design), design) if fresh else {}
     if rows:
         folder.mkdir(parents=True, exist_ok=True)
         # Points first: a header without points would be taken for a truncated run.
         write_points(folder, points)
         write_headers(folder, rows.values())
         if fresh:
-            write_json_atomically(folder / COHORTS_FILE, {"cohorts": _recipes(client, design)})
+            write_json_atomically(folder / COHORTS_FILE, {"cohorts": recipes})
     return Collected(num_new=len(fresh), num_standing=len(rows), num_points=len(points))
 
 
@@ -91,22 +142,6 @@ def thinned(points: list[Row]) -> list[Row]:
         # Counted from the end, so that the last is among them.
         kept += group[::-1][::every]
     return kept
-
-
-def _runs_by_name(client: Growthlaw, design: Design) -> dict[str, list[dict[str, Any]]]:
-    """Finished and diverged runs of the grid's cohorts by name, oldest first."""
-    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for cohort in sorted({family.cohort for family in design.families}):
-        query: dict[str, Any] = {"cohort": cohort, "limit": 1000}
-        while True:
-            page = client.runs(**query)
-            for run in page["data"]:
-                if run["status"] in ("finished", "diverged"):
-                    found[run["name"]].append(run)
-            if not page["has_more"]:
-                break
-            query["after"] = page["next"]
-    return {name: sorted(runs, key=lambda run: str(run["run_id"])) for name, runs in found.items()}
 
 
 def _row(family: Family, cell: Cell, run: Mapping[str, Any]) -> Row:
@@ -142,16 +177,19 @@ def _name_relations(design: Design, rows: dict[str, Row]) -> None:
             row["control_id"] = rows[cell.control]["run_id"]
 
 
-def _recipes(client: Growthlaw, design: Design) -> dict[str, dict[str, Any]]:
-    """What all runs of each of the grid's cohorts share."""
-    grid = design.grid
-    (corpus,) = (corpus for corpus in client.corpora() if corpus["name"] == grid.corpus.name)
-    manifest = Manifest(
-        name=corpus["name"], content_hash=corpus["content_hash"], vocab_size=corpus["vocab_size"], dtype="uint16",
-        splits={}, origin=corpus["origin"], licence=corpus["licence"],
-    )  # fmt: skip
-    by_cohort = {family.cohort: family for family in design.families}
-    return {
-        cohort: recipe_of(spec_of(grid, job_body(grid, family, family.trunk, None)), manifest)
-        for cohort, family in sorted(by_cohort.items())
-    }
+def _with_recipes(folder: Path, manifest: Manifest, design: Design) -> dict[str, Mapping[str, Any]]:
+    """What all runs of each cohort share: the grid's, beside those that stand in the folder."""
+    path, grid = folder / COHORTS_FILE, design.grid
+    recipes: dict[str, Mapping[str, Any]] = dict(read_json(path)["cohorts"]) if path.exists() else {}
+    for cohort, family in {family.cohort: family for family in design.families}.items():
+        recipe = recipe_of(spec_of(grid, job_body(grid, family, family.trunk, None)), manifest)
+        standing = recipes.setdefault(cohort, recipe)
+        different = [name for name in sorted(recipe.keys() | standing.keys()) if recipe.get(name) != standing.get(name)]
+        if different:
+            told = ", ".join(f"{name} {standing.get(name)!r} against {recipe.get(name)!r}" for name in different)
+            raise InputError(
+                f"cohort {cohort}",
+                f"stands in {path} with another recipe than the grid's ({told}), and losses are compared only within one",
+                "give the grid a cohort of its own",
+            )
+    return dict(sorted(recipes.items()))

@@ -58,6 +58,18 @@ def own_flops(family: Family, cell: Cell) -> float:
     return sum(tokens * flops_per_token(shape) for shape, tokens in _own_phases(family, cell))
 
 
+def own_tokens(family: Family, cell: Cell) -> int:
+    """Tokens that the cell's own run trains on, a leg those of its decay."""
+    return sum(tokens for _, tokens in _own_phases(family, cell))
+
+
+def hours(seconds: float) -> str:
+    """Seconds as people say them: 2 h 05 min, 12 min, 40 s."""
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+    return f"{int(seconds // 60)} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
 def disk_bytes(family: Family) -> float:
     """What a finished family leaves on disk: the branch checkpoints of its trunk and every run's export."""
     exports = len(family.cells) * EXPORT_BYTES * _all_params(family.shape)

@@ -22,6 +22,8 @@ from fitting.flops import Shape
 ArmKind = Literal["scratch", "alone", "grown"]
 RateChoice = Literal["shared", "others", "all"]
 Schedule = Literal["wsd", "cosine"]
+Device = Literal["cpu", "cuda"]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,20 @@ class CorpusNeed:
     name: str
     vocab_size: int
     train_tokens: int
+
+    def check(self, *, vocab_size: int, train_tokens: int) -> None:
+        """Refuse a prepared corpus that is not the one the grid was planned on.
+
+        Raises:
+            InputError: names what differs.
+        """
+        for field, value in (("vocab_size", vocab_size), ("train_tokens", train_tokens)):
+            if value != getattr(self, field):
+                raise InputError(
+                    f"corpus.{field}",
+                    f"is {getattr(self, field):,} in the grid, but the prepared corpus {self.name!r} has {value:,}",
+                    "plan the grid on this corpus, or bring the other",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +161,9 @@ class Grid:
     """All of `grid.toml`.
 
     ``cohort`` holds the runs that share one recipe; another schedule, or no warm-up at growth, is another recipe, whose
-    runs stand in ``cohort``-cosine and ``cohort``-rewind: the run table would take them for repeats otherwise.
+    runs stand in ``cohort``-cosine and ``cohort``-rewind: the run table would take them for repeats otherwise. For the same
+    reason all runs of a grid are trained on one kind of device in one precision, and a grid for a GPU names a cohort of its
+    own.
     """
 
     cohort: str
@@ -156,6 +174,8 @@ class Grid:
     sizes: tuple[Size, ...]
     steps: tuple[Step, ...]
     first: tuple[Wave, ...] = ()
+    device: Device = "cpu"
+    precision: Precision = "fp32"
 
     def size(self, name: str) -> Size:
         return next(size for size in self.sizes if size.name == name)

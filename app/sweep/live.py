@@ -11,7 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from app.sweep.runner import Run, Sweep, hours
+from app.sweep.costs import hours
+from app.sweep.runner import Run, Sweep
 
 
 class Lines:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from app.client import Growthlaw, NoService
 from app.service_process import bundled_corpus_job, pause_jobs
 from app.sweep.bodies import job_body, request_key
-from app.sweep.costs import core_seconds, own_flops
+from app.sweep.costs import core_seconds, hours, own_flops
 from app.sweep.families import Cell, Design, Family
 from app.sweep.grid import Grid
 from fitting.errors import InputError
@@ -241,18 +241,4 @@ def have_corpus(client: Growthlaw, grid: Grid, display: Display) -> None:
         if job["state"] != "succeeded":
             raise InputError("corpus.name", f"{need.name!r} could not be prepared: {job['reason']}", "mend that")
     (corpus,) = (corpus for corpus in client.corpora() if corpus["name"] == need.name)
-    found = {"vocab_size": corpus["vocab_size"], "train_tokens": corpus["train"]["num_tokens"]}
-    for name, value in found.items():
-        if value != getattr(need, name):
-            raise InputError(
-                f"corpus.{name}",
-                f"is {getattr(need, name):,} in the grid, but the service's corpus {need.name!r} has {value:,}",
-                "plan the grid on this corpus, or serve a data directory with the other",
-            )
-
-
-def hours(seconds: float) -> str:
-    """Seconds as people say them: 2 h 05 min, 12 min, 40 s."""
-    if seconds >= 3600:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
-    return f"{int(seconds // 60)} min" if seconds >= 60 else f"{seconds:.0f} s"
+    need.check(vocab_size=corpus["vocab_size"], train_tokens=corpus["train"]["num_tokens"])

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from job_checks import stored_curve
 
 from app.client import Growthlaw, NoService, Refused
 from fitting.flops import Shape, flops_per_token
@@ -26,15 +27,6 @@ GrowBody = Callable[..., dict[str, Any]]
 
 def arms_of(growth: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {arm["role"]: arm["job"] for arm in growth["arms"]}
-
-
-def stored_curve(client: Growthlaw, run_id: str) -> list[tuple[Any, ...]]:
-    """The run's points without what the clock decides."""
-    return [
-        (p["seq"], p["phase"], p["tokens"], p["compute_flops"], p["metric"], p["value"])
-        for p in client.points(run_id)
-        if p["metric"] not in ("tokens_per_second", "growth_seconds", "peak_memory")
-    ]
 
 
 def test_a_design_from_request_to_guideline(service: Any, grow_body: GrowBody, until: Any) -> None:

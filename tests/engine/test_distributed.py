@@ -21,7 +21,7 @@ from app.contract import ExitCode, Spec, SpecError
 from app.engine.__main__ import Pause, main
 from app.engine.checkpoints import open_checkpoint
 from app.engine.data import open_corpus, share_of_rank, train_windows
-from app.engine.launch import run_code
+from app.engine.launch import Nodes, run_code, start_ranks
 from app.records import from_dict
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -247,6 +247,24 @@ def test_what_two_ranks_write_one_reads_and_the_other_way_round(tmp_path: Path) 
 )
 def test_of_several_exit_codes_the_one_that_says_most_counts(codes: list[int], code: int) -> None:
     assert run_code(codes) == code
+
+
+def test_machines_get_equally_many_ranks_and_the_first_speaks_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run over two machines is in tests/jobs/test_slurm.py; here is what each of them does on its own."""
+    assert Nodes.from_environment({}) == Nodes(rank=0, count=1)
+    monkeypatch.setenv("GROWTHLAW_NUM_NODES", "2")
+    monkeypatch.setenv("GROWTHLAW_NODE_RANK", "1")
+    nodes = Nodes.from_environment(os.environ)
+    assert nodes == Nodes(rank=1, count=2)
+    assert start_ranks(str(tmp_path), 3, nodes, lambda: False) == ExitCode.BAD_SPEC
+    assert "num_processes is 3, but 2 machines get equally many" in capsys.readouterr().err
+    # A directory without a spec: the first machine says so, the second has nothing to say.
+    assert main([str(tmp_path)], Pause()) == ExitCode.DONE
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("GROWTHLAW_NODE_RANK", "0")
+    assert main([str(tmp_path)], Pause()) == ExitCode.BAD_SPEC
 
 
 # --- refusals ----------------------------------------------------------------------------------------------

@@ -3,107 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from sweeping import Swept, growthlaw
 
-from app.client import Growthlaw
-from app.corpus.shards import read_manifest
 from app.ingest.bundle import read_bundle
-from app.service_process import running_service
 from app.sweep.check import Verdict, check_runs, standing_cells
-from app.sweep.collect import POINTS_A_METRIC, collect, thinned
-from app.sweep.families import Design, expand
-from app.sweep.grid import read_grid
+from app.sweep.collect import POINTS_A_METRIC, ServiceRuns, collect, thinned
+from app.sweep.families import Design
 from app.sweep.live import Lines
 from app.sweep.runner import families_to_run, have_corpus
 from app.sweep.runs_folder import Row, read_headers, read_points, write_headers, write_points
 from fitting.errors import InputError
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-
-
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "app.cli", "sweep", *map(str, arguments)]
-
-
-def growthlaw(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=300
-    )
-
-
-@pytest.fixture(scope="module")
-def grid_file(tmp_path_factory: pytest.TempPathFactory, tiny_corpus: Path, tiny_grid: Callable[[int], str]) -> Path:
-    path = tmp_path_factory.mktemp("sweep") / "grid.toml"
-    path.write_text(tiny_grid(read_manifest(tiny_corpus).splits["train"].num_tokens), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def design(grid_file: Path) -> Design:
-    return expand(read_grid(grid_file))
-
-
-@dataclass(frozen=True)
-class Swept:
-    """The tiny grid trained and collected, and a service over its data that still runs."""
-
-    data_dir: Path
-    runs_dir: Path
-    client: Growthlaw
-
-
-@pytest.fixture(scope="module")
-def swept(grid_file: Path, design: Design, tiny_corpus: Path) -> Iterator[Swept]:
-    """Two chunks: time was over at once, then it was interrupted after its first cell; then it ran to the end."""
-    data_dir, runs_dir = grid_file.parent / "data", grid_file.parent / "runs"
-    (data_dir / "corpora").mkdir(parents=True)
-    (data_dir / "corpora" / "tiny").symlink_to(tiny_corpus)
-    run = ("run", grid_file, "--data-dir", data_dir, "--runs-dir", runs_dir)
-    at_once = growthlaw(*run, "--max-minutes", "0.001")
-    assert at_once.returncode == 0, at_once.stderr
-    assert "0.001 minutes are over: " in at_once.stdout
-    with subprocess.Popen(
-        command(*run), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT
-    ) as process:
-        assert process.stdout is not None
-        said = ""
-        while " nats" not in said and (line := process.stdout.readline()):
-            said += line
-        process.send_signal(signal.SIGINT)
-        said += process.stdout.read()
-    assert process.returncode == 130, said
-    assert "The same command goes on with them" in said
-
-    collected = growthlaw("collect", grid_file, "--data-dir", data_dir, "--out", runs_dir, "--json")
-    assert collected.returncode == 0, collected.stderr
-    num_first = json.loads(collected.stdout)["num_new"]
-    assert 1 <= num_first < 5
-    partly = growthlaw("check", grid_file, "--runs-dir", runs_dir, "--partial")
-    assert partly.returncode == 0, partly.stdout
-    assert f"{num_first} of 5 cells, missing: " in partly.stdout
-    assert not check_runs(design, runs_dir).is_complete
-
-    rest = growthlaw(*run, "--json")
-    assert rest.returncode == 0, rest.stderr
-    told = json.loads(rest.stdout)
-    assert told["ended"] is True
-    assert told["failures"] == []
-    assert told["core_seconds_left"] == pytest.approx(0)
-    with running_service(data_dir) as client:
-        done = collect(client, design, runs_dir)
-        assert (done.num_new, done.num_standing) == (5 - num_first, 5)
-        yield Swept(data_dir, runs_dir, client)
 
 
 @pytest.fixture
@@ -155,7 +70,7 @@ def test_again_nothing_is_trained_and_no_byte_changes(
     assert again.returncode == 0, again.stderr
     assert "0 families to run, 3 stand in" in again.stdout
     assert not (tmp_path / "new").exists()
-    assert collect(swept.client, design, swept.runs_dir).num_new == 0
+    assert collect(ServiceRuns(swept.client), design, swept.runs_dir).num_new == 0
     assert {path.name: path.read_bytes() for path in swept.runs_dir.iterdir()} == before
 
 
@@ -239,7 +154,7 @@ def test_a_diverged_trunk_stands_with_its_legs(runs: Path, design: Design) -> No
 def test_collecting_another_result_of_a_cell_is_refused_by_name(swept: Swept, runs: Path, design: Design) -> None:
     spoil(runs, "h32-l2-lr0.004-s0-b1", final_loss="5.0")
     with pytest.raises(InputError, match=r"cell h32-l2-lr0.004-s0-b1 stands .* final_loss 5\.0 against"):
-        collect(swept.client, design, runs)
+        collect(ServiceRuns(swept.client), design, runs)
 
 
 def test_a_trunk_trained_again_keeps_its_standing_id(swept: Swept, runs: Path, design: Design) -> None:
@@ -251,7 +166,7 @@ def test_a_trunk_trained_again_keeps_its_standing_id(swept: Swept, runs: Path, d
     write_headers(runs, [row for row in read_headers(runs) if row["cell"] != leg])
     standing = {row["run_id"] for row in read_headers(runs)}
     write_points(runs, [p for p in read_points(runs) if p["run_id"] in standing])
-    assert collect(swept.client, design, runs).num_new == 1
+    assert collect(ServiceRuns(swept.client), design, runs).num_new == 1
     rows = {row["cell"]: row for row in read_headers(runs)}
     assert rows[leg]["trunk_id"] == rows[leg]["parent_run_id"] == rows[trunk]["run_id"] == "run_before"
     assert check_runs(design, runs).is_complete, told(check_runs(design, runs))

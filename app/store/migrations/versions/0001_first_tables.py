@@ -8,6 +8,9 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+# 64 bits everywhere: SQLite's INTEGER has them, PostgreSQL's has 32.
+WHOLE_NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
 
 def upgrade() -> None:
     op.create_table(
@@ -33,14 +36,14 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("wish", sa.Text(), nullable=True),
         sa.Column("reason", sa.Text(), nullable=False),
-        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("priority", WHOLE_NUMBER, nullable=False),
         sa.Column("run_dir", sa.Text(), nullable=False),
         sa.Column("spec", sa.Text(), nullable=False),
         sa.Column("request_key", sa.Text(), nullable=True),
         sa.Column("request_hash", sa.Text(), nullable=True),
-        sa.Column("num_attempts", sa.Integer(), nullable=False),
-        sa.Column("num_deaths", sa.Integer(), nullable=False),
-        sa.Column("pid", sa.Integer(), nullable=True),
+        sa.Column("num_attempts", WHOLE_NUMBER, nullable=False),
+        sa.Column("num_deaths", WHOLE_NUMBER, nullable=False),
+        sa.Column("pid", WHOLE_NUMBER, nullable=True),
         sa.Column("process_started_at", sa.Double(), nullable=True),
         sa.Column("metrics_offset", sa.BigInteger(), nullable=False),
         sa.Column("events_offset", sa.BigInteger(), nullable=False),
@@ -57,9 +60,9 @@ def upgrade() -> None:
         "guidelines",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("cohort", sa.Text(), nullable=False),
-        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("version", WHOLE_NUMBER, nullable=False),
         sa.Column("is_active", sa.Boolean(), nullable=False),
-        sa.Column("num_runs", sa.Integer(), nullable=False),
+        sa.Column("num_runs", WHOLE_NUMBER, nullable=False),
         sa.Column("data_hash", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("body", sa.Text(), nullable=False),
@@ -70,7 +73,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "job_events",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("id", WHOLE_NUMBER, autoincrement=True, nullable=False),
         sa.Column("job_id", sa.Text(), nullable=False),
         sa.Column("time", sa.Text(), nullable=False),
         sa.Column("event", sa.Text(), nullable=False),
@@ -91,15 +94,15 @@ def upgrade() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("target_params", sa.Double(), nullable=False),
-        sa.Column("num_target_layers", sa.Integer(), nullable=True),
-        sa.Column("hidden_size", sa.Integer(), nullable=True),
-        sa.Column("num_heads", sa.Integer(), nullable=True),
-        sa.Column("num_kv_heads", sa.Integer(), nullable=True),
-        sa.Column("intermediate_size", sa.Integer(), nullable=True),
-        sa.Column("vocab_size", sa.Integer(), nullable=True),
-        sa.Column("context_length", sa.Integer(), nullable=True),
+        sa.Column("num_target_layers", WHOLE_NUMBER, nullable=True),
+        sa.Column("hidden_size", WHOLE_NUMBER, nullable=True),
+        sa.Column("num_heads", WHOLE_NUMBER, nullable=True),
+        sa.Column("num_kv_heads", WHOLE_NUMBER, nullable=True),
+        sa.Column("intermediate_size", WHOLE_NUMBER, nullable=True),
+        sa.Column("vocab_size", WHOLE_NUMBER, nullable=True),
+        sa.Column("context_length", WHOLE_NUMBER, nullable=True),
         sa.Column("base_params", sa.Double(), nullable=True),
-        sa.Column("num_base_layers", sa.Integer(), nullable=True),
+        sa.Column("num_base_layers", WHOLE_NUMBER, nullable=True),
         sa.Column("growth_factor", sa.Double(), nullable=False),
         sa.Column("growth_timing_tokens", sa.Double(), nullable=False),
         sa.Column("grown_tokens", sa.Double(), nullable=False),
@@ -119,8 +122,8 @@ def upgrade() -> None:
         sa.Column("tokenizer", sa.Text(), nullable=True),
         sa.Column("corpus", sa.Text(), nullable=True),
         sa.Column("unique_tokens", sa.Double(), nullable=True),
-        sa.Column("init_seed", sa.Integer(), nullable=True),
-        sa.Column("data_seed", sa.Integer(), nullable=True),
+        sa.Column("init_seed", WHOLE_NUMBER, nullable=True),
+        sa.Column("data_seed", WHOLE_NUMBER, nullable=True),
         sa.Column("trunk_id", sa.Text(), nullable=True),
         sa.Column("control_id", sa.Text(), nullable=True),
         sa.Column("parent_run_id", sa.Text(), nullable=True),
@@ -129,7 +132,7 @@ def upgrade() -> None:
         sa.Column("compute_flops", sa.Double(), nullable=True),
         sa.Column("final_loss", sa.Double(), nullable=True),
         sa.Column("created_at", sa.Text(), nullable=False),
-        sa.Column("engine_numerics_version", sa.Integer(), nullable=True),
+        sa.Column("engine_numerics_version", WHOLE_NUMBER, nullable=True),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(["cohort"], ["cohorts.name"], name=op.f("fk_runs_cohort_cohorts")),
         sa.PrimaryKeyConstraint("run_id", name=op.f("pk_runs")),
@@ -140,7 +143,7 @@ def upgrade() -> None:
     op.create_table(
         "points",
         sa.Column("run_id", sa.Text(), nullable=False),
-        sa.Column("seq", sa.Integer(), nullable=False),
+        sa.Column("seq", WHOLE_NUMBER, nullable=False),
         sa.Column("phase", sa.Text(), nullable=False),
         sa.Column("tokens", sa.BigInteger(), nullable=False),
         sa.Column("compute_flops", sa.Double(), nullable=False),

@@ -1,0 +1,144 @@
+"""`growthlaw runs import`: logs of other trainers, or the bundled runs, into the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from app.commands.output import emit_json, json_option, number_option, print_table, url_option
+
+# A large log is read and stored in seconds; a slow disk may take longer.
+IMPORT_SECONDS = 600.0
+_PATH = click.Path(path_type=Path, exists=True)
+_RUN_COLUMNS = (
+    "run_id", "outcome", "status", "growth_factor", "growth_timing_tokens", "grown_tokens", "wasted_flops", "final_loss",
+    "num_points",
+)  # fmt: skip
+# Options that go into the service's options as they are.
+_PLAIN = (
+    "cohort", "name", "format", "tokens", "base_tokens", "base_layers", "target_params", "base_params",
+    "context_length", "corpus", "tokenizer", "decision_metric", "decision_dataset", "growth_timing_tokens",
+    "grown_counts", "status",
+)  # fmt: skip
+
+
+@click.command("import")
+@click.argument("sources", nargs=-1, type=_PATH, metavar="[SOURCE]...")
+@click.option("--bundled", is_flag=True, help="The grid of growth runs that ships with Growthlaw.")
+@click.option(
+    "--base", "base_sources", multiple=True, type=_PATH, metavar="SOURCE", help="Of a growth: the base's log."
+)
+@click.option(
+    "--grown", "grown_sources", multiple=True, type=_PATH, metavar="SOURCE", help="Of a growth: the grown stage's."
+)
+@click.option(
+    "--plan", type=_PATH, metavar="plan.json", help="The exported plan of this growth: models and tokens are its."
+)
+@click.option("--cohort", help="Runs whose losses may be compared.")
+@click.option("--name", help="One run's within its cohort; the source's name if left out.")
+@click.option(
+    "--format",
+    help="transformers, megatron, tensorboard, lightning, nanochat, csv, jsonl, parquet; else told from the content.",
+)
+@click.option(
+    "--map",
+    "maps",
+    multiple=True,
+    metavar="METRIC[:SET]=COLUMN[:UNIT]",
+    help="What a column holds, as validation_loss:web=val_web.",
+)
+@click.option("--tokens", help="A column, or arithmetic of columns and step, as 'step * 1024 * 4096'.")
+@click.option("--base-tokens", help="The same of the base's log, where it counts otherwise.")
+@click.option(
+    "--batch-ramp", metavar="STEP:TOKENS,...", help="Batch sizes instead of --tokens, as 1:1048576,10000:2097152."
+)
+@click.option("--config", type=_PATH, metavar="FILE", help="The target's transformers config.json.")
+@click.option("--base-config", type=_PATH, metavar="FILE", help="The base's.")
+@click.option("--base-layers", type=click.IntRange(1), help="Of a base that is the target with fewer layers.")
+@number_option("--target-params", help="Non-embedding, instead of --config; FLOPs are then 6 N D.")
+@number_option("--base-params", help="The same of the base.")
+@click.option(
+    "--context-length", type=click.IntRange(1), help="Tokens of a sequence; the config's maximum if left out."
+)
+@click.option("--corpus", help="What it was trained on.")
+@click.option("--tokenizer", help="What made tokens of it.")
+@click.option("--bytes-per-token", multiple=True, metavar="[SET=]BYTES", help="Makes nats of bits per byte.")
+@click.option("--decision", "decision_dataset", metavar="SET", help="The validation set that the cohort is judged by.")
+@click.option("--decision-metric", help="validation_loss if left out.")
+@click.option(
+    "--growth-timing-tokens", type=click.IntRange(1), help="Where the base was grown; its log's end if left out."
+)
+@click.option(
+    "--grown-counts", type=click.Choice(["phase", "run"]), help="Whether the grown log's tokens begin at 0 or go on."
+)
+@click.option(
+    "--status", type=click.Choice(["finished", "diverged", "stopped", "running"]), help="Told from the log if left out."
+)
+@click.option("--not-final", is_flag=True, help="The last loss is a mid-schedule one.")
+@click.option(
+    "--set", "stated", multiple=True, metavar="COLUMN=VALUE", help="A column of the run table, as optimizer=adamw."
+)
+@click.option("--recipe", multiple=True, metavar="NAME=VALUE", help="What else all runs of the cohort share.")
+@click.option("--replace", is_flag=True, help="Take this log for the run of the same name.")
+@click.option(
+    "--mapping", type=_PATH, metavar="FILE", help="Saved options, .toml or .json; what is given here goes before."
+)
+@click.option(
+    "--save-mapping", type=click.Path(path_type=Path), metavar="FILE.json", help="Save these options for the next run."
+)
+@click.option("--dry-run", is_flag=True, help="Check everything against the store and add nothing.")
+@url_option
+@json_option
+def import_runs(
+    url: str | None, as_json: bool, bundled: bool, dry_run: bool, save_mapping: Path | None, **given: Any
+) -> None:
+    """Store runs that were trained elsewhere; a second time adds nothing.
+
+    SOURCE is a log, several of one run in the order they were written, or a folder that a trainer wrote to. A growth
+    comes as --base SOURCE --grown SOURCE. Tokens are never guessed: where the log does not count them, --tokens does.
+    """
+    from app.client import Growthlaw
+    from app.commands import import_sources
+
+    places = {"files": given["sources"], "base": given["base_sources"], "grown": given["grown_sources"]}
+    if bundled:
+        if any(places.values()):
+            raise click.UsageError("--bundled goes without a SOURCE")
+        with Growthlaw(url, timeout_seconds=IMPORT_SECONDS) as client:
+            done = client.import_bundled_runs(dry_run=dry_run)
+    else:
+        if not any(places.values()):
+            raise click.UsageError("give a SOURCE, --base and --grown, or --bundled")
+        options = import_sources.options_of(given, _PLAIN)
+        if save_mapping is not None:
+            import_sources.save_mapping(save_mapping, options)
+        options.setdefault(
+            "name", import_sources.name_of(next(iter(places["files"] or places["grown"] or places["base"])))
+        )
+        if "cohort" not in options:
+            raise click.UsageError("--cohort is missing: name the runs whose losses this one's may be compared with")
+        files = {
+            part: [file for source in sources for file in import_sources.files_of(source)]
+            for part, sources in places.items()
+        }
+        with Growthlaw(url, timeout_seconds=IMPORT_SECONDS) as client:
+            done = client.import_runs(
+                options, files["files"], base=files["base"], grown=files["grown"], dry_run=dry_run
+            )
+    if as_json:
+        emit_json(done)
+        return
+    if done["runs"]:
+        print_table(_RUN_COLUMNS, [[run[name] for name in _RUN_COLUMNS] for run in done["runs"]])
+        for run in done["runs"]:
+            for warning in run["warnings"]:
+                click.echo(f"  ! {warning}")
+    else:
+        columns = ("cohort", "num_runs_added", "num_runs_known", "num_points_added")
+        print_table(columns, [[cohort[name] for name in columns] for cohort in done["cohorts"]])
+    if dry_run:
+        click.echo("Nothing was stored: this was a dry run.")
+    else:
+        click.echo("Guidelines are refitted now; ask one with `growthlaw recommend --guideline active --cohort NAME`.")

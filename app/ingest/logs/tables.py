@@ -1,0 +1,135 @@
+"""Any CSV, JSON-lines or Parquet table with a row a logged step: numbers by column name, the meaning from a column map.
+
+The step is the column ``step`` (or ``_step``, ``iteration``, ``iter``, ``global_step``, in this order); a table without one
+is taken row by row, and then tokens come from a column. Expressions call it ``step`` whatever its name.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from app.ingest.logs.rows import MAX_COLUMNS, MAX_ROWS, Log, LogFile, LogRow, check_rows, load_json, number, whole_step
+from fitting.errors import InputError
+
+STEP_COLUMNS = ("step", "_step", "iteration", "iter", "global_step")
+_LONGEST_CELL = 100_000
+
+
+def read_csv(file: LogFile) -> Log:
+    """
+    Raises:
+        InputError: the file is no table with a header line.
+    """
+    return table_log("csv", file.name, csv_rows(file))
+
+
+def csv_rows(file: LogFile) -> list[dict[str, str]]:
+    """The rows of a CSV file by column name.
+
+    Raises:
+        InputError: no header, a column twice, a row longer than the header.
+    """
+    text = file.text()
+    first = text.split("\n", 1)[0]
+    delimiter = max((",", ";", "\t"), key=first.count)
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    rows: list[dict[str, str]] = []
+    header: list[str] = []
+    try:
+        for cells in reader:
+            if not header:
+                header = [cell.strip() for cell in cells]
+                _check_header(file.name, header)
+            elif cells:
+                if len(cells) > len(header):
+                    raise InputError(
+                        file.name, f"has {len(cells)} cells in line {reader.line_num}, but {len(header)} columns",
+                        "quote cells that hold the separator",
+                    )  # fmt: skip
+                rows.append(dict(zip(header, cells, strict=False)))
+            if len(rows) > MAX_ROWS:
+                raise InputError(file.name, f"holds over {MAX_ROWS:,} rows", "keep every tenth row")
+    except csv.Error as error:
+        raise InputError(file.name, f"is no CSV table ({error})", "give a header line and a row a step") from None
+    return rows
+
+
+def _check_header(name: str, header: list[str]) -> None:
+    twice = [column for column in header if column and header.count(column) > 1] if len(header) <= MAX_COLUMNS else []
+    if twice:
+        raise InputError(name, f"has the column {twice[0]!r} twice", "keep one of them")
+    if len(header) > MAX_COLUMNS:
+        raise InputError(
+            name, f"holds {len(header):,} columns (limit {MAX_COLUMNS:,})", "keep the columns that are wanted"
+        )
+
+
+def read_jsonl(file: LogFile) -> Log:
+    """
+    Raises:
+        InputError: a line is no JSON object.
+    """
+    return table_log("jsonl", file.name, _objects(file))
+
+
+def _objects(file: LogFile) -> Iterator[Mapping[str, Any]]:
+    for place, line in enumerate(file.text().splitlines()):
+        if line.strip():
+            row = load_json(line, f"{file.name}, line {place + 1},")
+            if not isinstance(row, dict):
+                raise InputError(file.name, f"has no JSON object in line {place + 1}", "write one object a line")
+            yield row
+
+
+def read_parquet(file: LogFile) -> Log:
+    """
+    Raises:
+        InputError: the file is damaged, or larger unpacked than the limits.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        parquet = pq.ParquetFile(io.BytesIO(file.content))
+        shape = parquet.metadata
+        if shape.num_rows > MAX_ROWS or shape.num_columns > MAX_COLUMNS:
+            raise InputError(
+                file.name, f"holds {shape.num_rows:,} rows of {shape.num_columns:,} columns "
+                f"(limits {MAX_ROWS:,} and {MAX_COLUMNS:,})", "keep what is wanted",
+            )  # fmt: skip
+        names = [
+            field.name for field in parquet.schema_arrow
+            if pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
+        ]  # fmt: skip
+        rows = parquet.read(columns=names).to_pylist()
+    except InputError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise InputError(file.name, f"is no readable Parquet file ({str(error)[:100]})", "write it again") from None
+    return table_log("parquet", file.name, rows)
+
+
+def table_log(format_name: str, where: str, table: Iterable[Mapping[str, Any]], **facts: Any) -> Log:
+    """The log of a table; what it says of itself comes as further fields of `Log`."""
+    rows: list[LogRow] = []
+    step_column: str | None = None
+    for place, cells in enumerate(table):
+        if step_column is None:
+            step_column = next((name for name in STEP_COLUMNS if name in cells), None)
+        cell = place if step_column is None else cells.get(step_column)
+        if cell is None or cell == "":
+            continue  # a row that belongs to no step
+        step = number(cell)
+        values = {
+            name: found for name, value in cells.items() if name != step_column and (found := number(value)) is not None
+        }
+        rows.append(
+            LogRow(step=whole_step(cell if step is None else step, f"row {place + 1} of {where}"), values=values)
+        )
+        if len(rows) > MAX_ROWS:
+            break
+    return Log(format=format_name, rows=check_rows(rows, where), **facts)
