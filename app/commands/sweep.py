@@ -182,23 +182,29 @@ def run(
 @click.option("--without-tokens", is_flag=True, help="Leave the corpus's tokens; `work` is told where they lie.")
 @steps_option
 @families_option
+@click.option(
+    "--repeat", type=click.IntRange(min=1), help="So many cells that stand, picked at random, in place of missing ones."
+)
+@click.option("--pick-seed", type=int, default=0, show_default=True, help="Of the picking.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="In place of the grid's, to rehearse elsewhere.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), help="In place of the grid's, to rehearse elsewhere.")
 @runs_dir_option
 @json_option
 def prepare(
-    grid: Path, corpus_dir: Path, out: Path, without_tokens: bool, steps: str, pattern: str, device: Device | None,
-    precision: Precision | None, runs_dir: Path, as_json: bool,
+    grid: Path, corpus_dir: Path, out: Path, without_tokens: bool, steps: str, pattern: str, repeat: int | None,
+    pick_seed: int, device: Device | None, precision: Precision | None, runs_dir: Path, as_json: bool,
 ) -> None:  # fmt: skip
     """Write run directories that can be carried to another machine and trained there with `growthlaw sweep work`.
 
-    Of every family that does not stand whole in --runs-dir; needs no service.
+    Of every family that does not stand whole in --runs-dir; with --repeat of cells that do, which `growthlaw sweep compare`
+    then holds against their repeats. Needs no service.
     """
     from dataclasses import replace
 
     from app.records import to_dict
     from app.sweep.check import standing_cells
     from app.sweep.prepared import prepare as write_runs
+    from app.sweep.repeats import picked_families
     from app.sweep.runner import families_to_run
     from app.sweep.runs_folder import read_headers
 
@@ -208,8 +214,13 @@ def prepare(
         design,
         grid=replace(planned, device=device or planned.device, precision=precision or planned.precision),
     )
-    standing = standing_cells(design, read_headers(runs_dir))
+    headers = read_headers(runs_dir)
+    standing = standing_cells(design, headers)
     families, num_standing = families_to_run(design, standing, steps=_numbers(steps), pattern=pattern)
+    if repeat is not None:
+        if steps or pattern != "*":
+            raise click.UsageError("--repeat picks from all that stands: leave --steps and --families out")
+        families, standing = picked_families(design, headers, count=repeat, seed=pick_seed), set()
     if not families:
         click.echo(f"nothing to prepare: {num_standing} families stand in {runs_dir}", err=as_json)
         return
@@ -286,6 +297,34 @@ def collect(grid: Path, data_dir: Path, url: str | None, folders: tuple[Path, ..
         click.echo(
             f"{done.num_new} cells are new; {done.num_standing} cells and {done.num_points:,} points stand in {out}"
         )
+
+
+@sweep.command()
+@grid_argument
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@runs_dir_option
+@json_option
+def compare(grid: Path, folders: tuple[Path, ...], runs_dir: Path, as_json: bool) -> None:
+    """Hold cells that were trained again (`prepare --repeat`, `work`) against those that stand, bit by bit.
+
+    Exit code 1 where any number differs.
+    """
+    from app.sweep.repeats import compare as compare_runs
+
+    repeats = compare_runs(_design(grid), folders, runs_dir)
+    if as_json:
+        emit_json([vars(repeat) | {"is_equal": repeat.is_equal} for repeat in repeats])
+    else:
+        for repeat in repeats:
+            said = (
+                "equal" if repeat.is_equal else f"{len(repeat.differences)} differences, first: {repeat.differences[0]}"
+            )
+            click.echo(
+                f"{repeat.cell}  {repeat.final_loss} again {repeat.final_loss_again}  {repeat.num_points} points  {said}"
+            )
+        click.echo(f"{sum(repeat.is_equal for repeat in repeats)} of {len(repeats)} cells are equal to the last bit")
+    if not repeats or not all(repeat.is_equal for repeat in repeats):
+        raise click.exceptions.Exit(1)
 
 
 @sweep.command()

@@ -117,7 +117,7 @@ def collect(source: RunSource, design: Design, folder: Path) -> Collected:
             else:
                 _require_same(cell, rows[cell.name], row)
     for run_id in fresh:
-        points += thinned([_point(run_id, point) for point in source.points(run_id)])
+        points += thinned([point_row(run_id, point) for point in source.points(run_id)])
     _name_relations(design, rows)
     # Before anything is written: a cohort of another recipe is refused here.
     recipes = _with_recipes(folder, source.manifest(design), design) if fresh else {}
@@ -149,7 +149,8 @@ def _row(family: Family, cell: Cell, run: Mapping[str, Any]) -> Row:
     return {column: as_text(own[column] if column in own else run[column]) for column in HEADER_COLUMNS}
 
 
-def _point(run_id: str, point: Mapping[str, Any]) -> Row:
+def point_row(run_id: str, point: Mapping[str, Any]) -> Row:
+    """A point as the files hold it."""
     return {column: as_text({"run_id": run_id, **point}[column]) for column in POINT_COLUMNS}
 
 

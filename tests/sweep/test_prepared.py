@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import shutil
 import signal
 import subprocess
@@ -29,13 +30,12 @@ from app.sweep.from_dirs import collect_dirs
 from app.sweep.grid import read_grid
 from app.sweep.machine import MACHINE_FILE, read_sessions
 from app.sweep.prepared import CORPUS_DIR, INDEX_FILE, prepare, read_index, run_dir
+from app.sweep.repeats import MACHINE_METRICS, compare, picked_families
 from app.sweep.runs_folder import HEADER_COLUMNS, POINT_COLUMNS, read_headers, read_points, write_headers, write_points
 from app.sweep.work import LOCK_FILE, Worker
 from fitting.errors import InputError
 
 GPU_GRID = ROOT / "data" / "runs" / "gpu-grid.toml"
-# Of metrics that are the machine's, not the run's.
-MACHINE_UNITS = ("tokens/s", "bytes", "s")
 TRUNK, LEG = "h32-l2-lr0.004-s0-b1", "h32-l2-lr0.004-s0-b0.5"
 
 
@@ -138,7 +138,7 @@ def test_the_runs_are_the_services_bit_for_bit(
             whose: [
                 [point[column] for column in POINT_COLUMNS if column not in ("run_id", "time")]
                 for point in points[whose]
-                if point["run_id"] == ids[whose] and point["unit"] not in MACHINE_UNITS
+                if point["run_id"] == ids[whose] and point["metric"] not in MACHINE_METRICS
             ]
             for whose in ids
         }
@@ -153,6 +153,51 @@ def test_the_runs_are_the_services_bit_for_bit(
     both = shutil.copytree(swept.runs_dir, tmp_path / "both")
     assert collect_dirs([worked.folder], design, both).num_new == 0
     assert (both / "headers.csv").read_bytes() == (swept.runs_dir / "headers.csv").read_bytes()
+
+
+def test_repeats_are_held_against_what_stands_bit_by_bit(
+    worked: Worked, swept: Swept, design: Design, grid_file: Path, spoiled: Path
+) -> None:
+    """The service's runs stand; the folder's are the repeats, then one of them with its last bits changed."""
+    said = growthlaw("compare", grid_file, worked.folder, "--runs-dir", swept.runs_dir)
+    assert said.returncode == 0, said.stderr
+    assert "5 of 5 cells are equal to the last bit" in said.stdout
+    repeats = compare(design, [worked.folder], swept.runs_dir)
+    assert all(repeat.num_points >= 4 and repeat.final_loss == repeat.final_loss_again for repeat in repeats)
+
+    metrics = run_dir(spoiled, LEG) / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    index = next(n for n, line in enumerate(lines) if line["metric"] == "validation_loss")
+    lines[index]["value"] = math.nextafter(lines[index]["value"], math.inf)
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = growthlaw("compare", grid_file, spoiled, "--runs-dir", swept.runs_dir)
+    assert said.returncode == 1
+    assert "4 of 5 cells are equal to the last bit" in said.stdout
+    assert f"{LEG}  " in said.stdout
+    assert "1 differences, first: point " in said.stdout
+
+
+def test_repeats_are_picked_at_random_with_their_trunks(
+    swept: Swept, design: Design, grid_file: Path, tiny_corpus: Path, tmp_path: Path
+) -> None:
+    headers = read_headers(swept.runs_dir)
+    picks = {seed: picked_families(design, headers, count=2, seed=seed) for seed in range(20)}
+    assert picks[3] == picked_families(design, headers[::-1], count=2, seed=3)
+    cells = {frozenset(cell.name for family in families for cell in family.cells) for families in picks.values()}
+    assert len(cells) > 3
+    assert all(family.cells[0].branch_tokens is None for families in picks.values() for family in families)
+    with pytest.raises(InputError, match="asks for 6 cells, but 5 stand"):
+        picked_families(design, headers, count=6, seed=0)
+    out = tmp_path / "again"
+    prepared = growthlaw(
+        "prepare", grid_file, "--corpus-dir", tiny_corpus, "--out", out, "--runs-dir", swept.runs_dir, "--repeat", "5"
+    )
+    assert prepared.returncode == 0, prepared.stderr
+    assert len(read_index(out).cells) == 5
+    refused = growthlaw(
+        "prepare", grid_file, "--corpus-dir", tiny_corpus, "--out", out, "--repeat", "5", "--steps", "1"
+    )
+    assert "--repeat picks from all that stands" in refused.stderr
 
 
 def test_a_part_is_collected_and_the_rest_prepared_again(
