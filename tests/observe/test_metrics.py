@@ -52,8 +52,6 @@ _TYPE_WORDS = ("gauge", "counter", "histogram", "summary")
 _LABELS = {
     "method", "route", "status", "engine", "kind", "state", "source", "cohort", "outcome", "version", "python",
 }  # fmt: skip
-    ["method", "route", "status", "engine", "kind", "state", "source", "cohort", "outcome", "version", "python"]
-)
 
 
 def broken_rules(page: str) -> list[str]:
