@@ -18,6 +18,8 @@ VERBS = {
     "train": "start one run: a single size, a grown one, a trunk, or a decay leg",
     "sweep": "plan, run, collect and check a grid of growth runs",
     "jobs": "list, watch, pause, resume, cancel and retry jobs; their logs and checkpoints",
+    "backup": "a consistent copy of a service's data, while it runs",
+    "restore": "put a backup back",
     "workers": "what jobs run on, and what is free",
     "runs": "list and import runs, and report on a folder of them",
     "corpus": "prepare and list corpora",

@@ -1,19 +1,16 @@
-"""The service: the app factory, and running it on a free port or saying why it cannot."""
+"""The service: the app factory, and running it on a free port or saying why it cannot. How it ends: :mod:`app.stopping`."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import json
-import logging
 import os
-import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 import structlog
 import uvicorn
@@ -31,6 +28,7 @@ from app.api import (
     imports,
     job_files,
     jobs,
+    metrics,
     problems,
     pushing,
     recommend,
@@ -47,8 +45,11 @@ from app.jobs.launchers.local import LocalLauncher
 from app.jobs.launchers.ray import RayLauncher
 from app.jobs.launchers.ray_api import RayApi, RayRefusedError, RayToken
 from app.jobs.supervisor import Supervisor
+from app.observe.logs import log_to_stderr
+from app.observe.requests import RequestLog
 from app.records import write_json_atomically
 from app.settings import LOOPBACK_HOSTS, Settings
+from app.stopping import StoppableServer, stop_loops
 from app.store.database import Database
 from fitting.errors import InputError
 
@@ -90,8 +91,7 @@ def create_app(settings: Settings) -> FastAPI:
         refitter.start()
         supervisor.start()
         yield
-        supervisor.stop()
-        refitter.stop()
+        stop_loops({"launcher": supervisor.stop, "refitter": refitter.stop})
         database.close()
 
     app = FastAPI(
@@ -100,9 +100,10 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Whether, when and by how much to grow a model during pre-training, learned from your own runs.",
         lifespan=lifespan,
     )
-    app.state.service = Service(settings, database, supervisor, refitter)
+    app.state.service = service = Service(settings, database, supervisor, refitter)
     # A page of another site must not reach a loopback service through a name that it lets point here.
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS, "[::1]"])
+    app.add_middleware(RequestLog, metrics=service.metrics)  # the last is the outermost
     problems.install(app)
     for module in (
         recommend,
@@ -118,6 +119,7 @@ def create_app(settings: Settings) -> FastAPI:
         guidelines,
         corpora,
         health,
+        metrics,
     ):
         app.include_router(module.router)
     return app
@@ -187,7 +189,7 @@ def serve(settings: Settings, on_ready: Callable[[dict[str, Any]], None] = lambd
             f"({', '.join(LOOPBACK_HOSTS)}); put a proxy that checks who asks in front of it"
         )
     with _locked(settings.data_dir), _bound_socket(settings.host, settings.port) as listener:
-        _log_to_stderr()
+        log_to_stderr()
         port = listener.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{port}"
@@ -197,12 +199,15 @@ def serve(settings: Settings, on_ready: Callable[[dict[str, Any]], None] = lambd
         write_json_atomically(service_file, service)
         on_ready(service)
         try:
-            config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+            config = uvicorn.Config(
+                app, log_config=None, access_log=False, timeout_graceful_shutdown=settings.stop_seconds
+            )
             structlog.get_logger().info("serving", url=url, docs=f"{url}/docs", data_dir=str(settings.data_dir))
-            # uvicorn shuts down in order and then raises the signal again, which must not cut the clean-up short.
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(signum, lambda *_: sys.exit(0))
-            uvicorn.Server(config).run(sockets=[listener])
+            StoppableServer(
+                config,
+                on_stop=app.state.service.stop_begins,
+                on_cut_short=lambda: service_file.unlink(missing_ok=True),
+            ).run(sockets=[listener])
         finally:
             service_file.unlink(missing_ok=True)
 
@@ -242,35 +247,3 @@ def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
                 "(--port 0 takes a free one)"
             ) from None
         yield listener
-
-
-class _Unfailing:
-    """A stream whose full disk or closed pipe stops nobody: a service that cannot log must still look after its jobs."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
-
-
-def _log_to_stderr() -> None:
-    on_terminal = sys.stderr.isatty()
-    renderer = structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Unfailing(sys.stderr))),
-    )
-    # uvicorn's own messages (start, stop, a crash in a route) take the same way.
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")

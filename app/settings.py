@@ -35,6 +35,7 @@ class Settings(BaseSettings):
         ray_address: http(s)://HOST:PORT of a Ray dashboard; the engine `ray` then runs jobs on its workers.
         ray_token, ray_token_file: Ray's token, or the file it is in.
         ray_python: the Python of Ray's workers that has this package.
+        stop_seconds: how long requests in flight may take once the service was asked to end.
         lease_seconds: how long a service may be silent before another takes its jobs over.
     """
 
@@ -52,6 +53,7 @@ class Settings(BaseSettings):
     ray_token: SecretStr | None = None
     ray_token_file: Path | None = None
     ray_python: str = Field(default="python", min_length=1)
+    stop_seconds: int = Field(default=5, ge=0, le=3600)
     lease_seconds: float = Field(default=LEASE_SECONDS, ge=1, le=86_400)
 
     @field_validator("export_urls", mode="before")

@@ -235,7 +235,8 @@ async def stream_events(
     """The job's story and points as server-sent events, from the start or from behind `Last-Event-ID`.
 
     Events: `story` (a `JobEvent`), `point` (a `Point`), at last `end` (the `Job`), after which the stream closes. An id
-    is `STORY-POINT`, the last of each that was sent.
+    is `STORY-POINT`, the last of each that was sent. A stream that closes without `end` was the service's that is being
+    stopped: ask again with the last id.
     """
     story_id, seq = start
     while True:
@@ -246,6 +247,8 @@ async def stream_events(
         for point in points:
             seq = point.seq
             yield _sse("point", Point.model_validate(point), story_id, seq)
+        if service.is_stopping:
+            return  # the client takes it up from its last id, at the next service
         if len(story) == EVENTS_A_LOOK or len(points) == EVENTS_A_LOOK:
             continue
         if job.state in job_store.ENDED_STATES:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
+from app.observe.requests import REQUEST_ID_HEADER, current_request_id
 from fitting.errors import InputError
 from fitting.recommendation.request import NOT_YET
 
@@ -33,13 +34,14 @@ class FieldError(BaseModel):
 
 
 class ProblemBody(BaseModel):
-    """The body of every error."""
+    """The body of every error; `request_id` finds it in the service's log."""
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str
     errors: list[FieldError] = []
+    request_id: str | None = None
 
 
 class Problem(Exception):
@@ -65,8 +67,13 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _response(status: int, detail: str, errors: Sequence[FieldError] = ()) -> JSONResponse:
-    body = ProblemBody(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=list(errors))
-    return JSONResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE)
+    request_id = current_request_id()
+    body = ProblemBody(
+        title=HTTPStatus(status).phrase, status=status, detail=detail, errors=list(errors), request_id=request_id
+    )
+    # A bug is answered outside of the middleware that gives every other answer its id.
+    headers = {REQUEST_ID_HEADER: request_id} if request_id else None
+    return JSONResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE, headers=headers)
 
 
 def _pointer(location: Sequence[str | int]) -> str:

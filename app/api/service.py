@@ -14,6 +14,8 @@ from app.corpus.shards import Manifest, read_manifest
 from app.guidelines.refit import load_guideline
 from app.guidelines.refitter import Refitter
 from app.jobs.supervisor import Supervisor
+from app.observe.metrics import LauncherCollector, Metrics
+from app.observe.stored import StoredCollector
 from app.settings import Settings
 from app.store.database import Database
 from fitting.guideline import Guideline
@@ -49,9 +51,20 @@ def page_query(
 
 
 class Service:
+    """One running service. ``is_stopping`` is set once it has been asked to end: streams close, nothing is claimed."""
+
     def __init__(self, settings: Settings, database: Database, supervisor: Supervisor, refitter: Refitter) -> None:
         self.settings, self.database, self.supervisor, self.refitter = settings, database, supervisor, refitter
+        self.is_stopping = False
+        self.metrics = Metrics()
+        self.metrics.watch(StoredCollector(database))
+        self.metrics.watch(LauncherCollector(supervisor.seconds_since_tick, supervisor.nodes))
         self._guidelines: dict[str, Guideline] = {}
+
+    def stop_begins(self) -> None:
+        """Called as the service is asked to end, in the middle of whatever else it does: sets flags and nothing more."""
+        self.is_stopping = True
+        self.supervisor.halt()
 
     def guideline(self, guideline_id: str) -> Guideline | None:
         """A stored version. Versions never change, so they are kept in memory once read."""

@@ -42,6 +42,10 @@ from app.settings import DEFAULT_HOST, DEFAULT_PORT
     "--exec-file", envvar="GROWTHLAW_EXEC_FILE", type=click.Path(path_type=Path, dir_okay=False),
     help="Commands of your own scheduler, for the engine exec; `growthlaw workers template` writes one.",
 )  # fmt: skip
+@click.option(
+    "--stop-seconds", envvar="GROWTHLAW_STOP_SECONDS", type=click.IntRange(0, 3600),
+    help="How long requests in flight may take once the service is asked to end (default 5).",
+)  # fmt: skip
 @json_option
 def serve(
     host: str,
@@ -52,9 +56,10 @@ def serve(
     runs_dir: Path | None,
     export_to: tuple[str, ...],
     exec_file: Path | None,
+    stop_seconds: int | None,
     as_json: bool,
 ) -> None:
-    """Start the service. Stop it with Ctrl-C: running jobs go on and are taken up again by the next start.
+    """Start the service. Stop it with Ctrl-C (twice: at once): running jobs go on and are taken up again by the next start.
 
     With --json the first line on stdout tells url, pid and data_dir.
     """
@@ -63,6 +68,7 @@ def serve(
     from app.main import StartError
     from app.main import serve as run_service
     from app.settings import Settings
+    from app.stopping import leave
 
     given = {
         "num_slots": slots,
@@ -70,6 +76,7 @@ def serve(
         "shared_runs_dir": runs_dir,
         "export_urls": export_to or None,
         "exec_file": exec_file,
+        "stop_seconds": stop_seconds,
     }
     values = {"host": host, "port": port, "data_dir": data_dir} | {
         name: value for name, value in given.items() if value is not None
@@ -85,3 +92,4 @@ def serve(
         run_service(settings, on_ready=emit_json if as_json else lambda service: None)
     except StartError as error:
         raise click.ClickException(str(error)) from None
+    leave()

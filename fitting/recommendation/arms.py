@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import brentq
+import scipy  # its parts load when they are first used: a service starts sooner
 
 from fitting.budget import Budget
 from fitting.conventions import TIE_NATS
@@ -162,4 +162,4 @@ def fewest_flops(weigh: Callable[[float], Arms], compute_flops: float, goal_nats
         return None
     if excess(low) <= 0:
         return float(np.exp(low)) * compute_flops
-    return float(np.exp(brentq(excess, low, high, xtol=1e-4))) * compute_flops
+    return float(np.exp(scipy.optimize.brentq(excess, low, high, xtol=1e-4))) * compute_flops

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from alembic import command
@@ -18,7 +19,7 @@ from app.jobs.launchers.local import Process
 from app.store import guidelines as guideline_store
 from app.store import jobs as job_store
 from app.store import runs as run_store
-from app.store.database import MIGRATIONS_DIR, Database
+from app.store.database import MIGRATIONS_DIR, Database, sqlite_url
 from app.store.ids import new_id
 from app.store.tables import Base, CohortRow, GuidelineRow, JobRow, RunRow
 from fitting.errors import InputError
@@ -319,6 +320,16 @@ def test_a_locked_database_is_told_and_a_read_goes_on(database: Database, monkey
         with pytest.raises(OperationalError), impatient.write() as other:
             job_store.add_job(other, job_row())
         impatient.close()
+
+
+def test_sqlite_acknowledges_what_the_disk_has(tmp_path: Path) -> None:
+    database = Database(sqlite_url(tmp_path))
+    for transaction in (database.read, database.write):
+        with transaction() as session:
+            # 2 is FULL: the log is synced at every commit, so a power cut takes nothing back.
+            assert session.execute(text("PRAGMA synchronous")).scalar() == 2
+            assert session.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+    database.close()
 
 
 def test_reading_never_writes(database: Database) -> None:
