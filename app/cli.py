@@ -19,7 +19,7 @@ VERBS = {
     "sweep": "plan, run, collect and check a grid of growth runs",
     "jobs": "list, watch, pause, resume, cancel and retry jobs; their logs and checkpoints",
     "workers": "what jobs run on, and what is free",
-    "runs": "list and import runs, and report on a folder of them",
+    "runs": "list, import, correct and remove runs, and report on a folder of them",
     "corpus": "prepare and list corpora",
     "evaluate": "losses of checkpoints, and what each layer is worth",
     "checkpoint": "grow, verify and show checkpoints",

@@ -24,6 +24,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app.api import (
     corpora,
+    document,
     exports,
     grow,
     guidelines,
@@ -34,6 +35,8 @@ from app.api import (
     problems,
     pushing,
     recommend,
+    recommendations,
+    run_changes,
     runs,
     train,
     workers,
@@ -54,6 +57,8 @@ from fitting.errors import InputError
 
 SERVICE_FILE = "service.json"
 LOCK_FILE = "service.lock"
+# Of a JSON body; an import of log files has a limit of its own.
+MAX_BODY_BYTES = 8_000_000
 
 
 class StartError(Exception):
@@ -99,6 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("growthlaw"),
         summary="Whether, when and by how much to grow a model during pre-training, learned from your own runs.",
         lifespan=lifespan,
+        max_body_size=MAX_BODY_BYTES,
     )
     app.state.service = Service(settings, database, supervisor, refitter)
     # A page of another site must not reach a loopback service through a name that it lets point here.
@@ -106,6 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     for module in (
         recommend,
+        recommendations,
         grow,
         train,
         jobs,
@@ -115,11 +122,13 @@ def create_app(settings: Settings) -> FastAPI:
         imports,
         pushing,
         runs,
+        run_changes,
         guidelines,
         corpora,
         health,
     ):
         app.include_router(module.router)
+    document.install(app)
     return app
 
 

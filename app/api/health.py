@@ -21,8 +21,9 @@ class Health(BaseModel):
     num_slots: int
 
 
-@router.get("/healthz", responses=responses(503))
+@router.get("/healthz", summary="Is the service alive", responses=responses(503))
 def healthz(service: ServiceDep) -> Health:
+    """Its database answers and its launcher loop runs."""
     if not service.supervisor.is_alive:
         raise Problem(503, "the launcher loop has ended; restart the service and read its log")
     with service.database.read() as session:

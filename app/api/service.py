@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Generic, TypeVar
 
 from fastapi import Depends, Query, Request
@@ -16,6 +17,7 @@ from app.guidelines.refitter import Refitter
 from app.jobs.supervisor import Supervisor
 from app.settings import Settings
 from app.store.database import Database
+from app.store.recommendations import RecentAnswers
 from fitting.guideline import Guideline
 
 Item = TypeVar("Item")
@@ -40,6 +42,14 @@ class PageQuery(BaseModel):
         rows = rows[: self.limit]
         return Page(data=rows, has_more=has_more, next=str(getattr(rows[-1], key)) if has_more else None)
 
+    def of(self, items: Sequence[Item], key: str) -> Page[Item]:
+        """A page out of a listing that is at hand as a whole."""
+        start = 0
+        if self.after is not None:
+            keys = [str(getattr(item, key)) for item in items]
+            start = keys.index(self.after) + 1 if self.after in keys else len(items)
+        return self.cut(list(items[start : start + self.limit + 1]), key)
+
 
 def page_query(
     limit: Annotated[int, Query(ge=1, le=1000, description="rows a page")] = 50,
@@ -52,6 +62,7 @@ class Service:
     def __init__(self, settings: Settings, database: Database, supervisor: Supervisor, refitter: Refitter) -> None:
         self.settings, self.database, self.supervisor, self.refitter = settings, database, supervisor, refitter
         self._guidelines: dict[str, Guideline] = {}
+        self.recent_answers = RecentAnswers()
 
     def guideline(self, guideline_id: str) -> Guideline | None:
         """A stored version. Versions never change, so they are kept in memory once read."""

@@ -42,6 +42,10 @@ from app.settings import DEFAULT_HOST, DEFAULT_PORT
     "--exec-file", envvar="GROWTHLAW_EXEC_FILE", type=click.Path(path_type=Path, dir_okay=False),
     help="Commands of your own scheduler, for the engine exec; `growthlaw workers template` writes one.",
 )  # fmt: skip
+@click.option(
+    "--checkpoints-dir", envvar="GROWTHLAW_CHECKPOINTS_DIR", type=click.Path(path_type=Path, file_okay=False),
+    help="Transformers folders below it may be named as an existing base; only their config.json is read.",
+)  # fmt: skip
 @json_option
 def serve(
     host: str,
@@ -52,6 +56,7 @@ def serve(
     runs_dir: Path | None,
     export_to: tuple[str, ...],
     exec_file: Path | None,
+    checkpoints_dir: Path | None,
     as_json: bool,
 ) -> None:
     """Start the service. Stop it with Ctrl-C: running jobs go on and are taken up again by the next start.
@@ -70,6 +75,7 @@ def serve(
         "shared_runs_dir": runs_dir,
         "export_urls": export_to or None,
         "exec_file": exec_file,
+        "checkpoints_dir": checkpoints_dir,
     }
     values = {"host": host, "port": port, "data_dir": data_dir} | {
         name: value for name, value in given.items() if value is not None
