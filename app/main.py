@@ -104,7 +104,6 @@ def create_app(settings: Settings) -> FastAPI:
         version=version("growthlaw"),
         summary="Whether, when and by how much to grow a model during pre-training, learned from your own runs.",
         lifespan=lifespan,
-        max_body_size=MAX_BODY_BYTES,
     )
     app.state.service = Service(settings, database, supervisor, refitter)
     # A page of another site must not reach a loopback service through a name that it lets point here.
@@ -127,7 +126,8 @@ def create_app(settings: Settings) -> FastAPI:
         corpora,
         health,
     ):
-        app.include_router(module.router)
+        # At the routes, so that what is refused leaves as a problem like all else.
+        app.include_router(module.router, max_body_size=MAX_BODY_BYTES)
     document.install(app)
     return app
 

@@ -172,7 +172,8 @@ def _end(session: Session, run: RunRow, ending: Ending, reason: str) -> None:
         "status": ending,
         "reason": reason,
         "grown_tokens": float(final_tokens),
-        "compute_flops": timing * base_rate + final_tokens * target_rate,
+        # One that ended before its first point has trained nothing, and the table takes no zeros.
+        "compute_flops": timing * base_rate + final_tokens * target_rate or None,
         "growth_timing_tokens": timing,
         "wasted_flops": wasted,
     }
