@@ -21,7 +21,7 @@ VERBS = {
     "backup": "a consistent copy of a service's data, while it runs",
     "restore": "put a backup back",
     "workers": "what jobs run on, and what is free",
-    "runs": "list and import runs, and report on a folder of them",
+    "runs": "list, import, correct and remove runs, and report on a folder of them",
     "corpus": "prepare and list corpora",
     "evaluate": "losses of checkpoints, and what each layer is worth",
     "checkpoint": "grow, verify and show checkpoints",

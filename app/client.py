@@ -84,6 +84,20 @@ class Growthlaw:
         """`POST /recommend`; keywords are the body's fields (`target_params`, `token_budget`, ...)."""
         return self._call("POST", "/recommend", body=question)
 
+    def recommend_batch(self, questions: Sequence[Mapping[str, Any]]) -> Json:
+        """`POST /recommend/batch`: a result for each question, an answer or a problem."""
+        return self._call("POST", "/recommend/batch", body={"questions": list(questions)})
+
+    def surface(self, **query: Any) -> Json:
+        """`GET /surface`: losses over growth timing and factor; keywords are its query parameters."""
+        return self._call("GET", "/surface", query=query)
+
+    def recommendations(self, **query: Any) -> Json:
+        return self._call("GET", "/recommendations", query=query)
+
+    def recommendation(self, recommendation_id: str) -> Json:
+        return self._call("GET", self._item("recommendations", recommendation_id))
+
     def grow(self, design: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
         """`POST /grow`: the group of jobs that was started."""
         return self._call("POST", "/grow", body=design, headers=self._once(idempotency_key))
@@ -117,8 +131,7 @@ class Growthlaw:
 
     def checkpoints(self, job_id: str) -> list[Json]:
         """`GET /jobs/{id}/checkpoints`, oldest first."""
-        found: list[Json] = self._call("GET", self._item("jobs", job_id) + "/checkpoints")  # type: ignore[assignment]
-        return found
+        return self._all(self._item("jobs", job_id) + "/checkpoints")
 
     def export(self, job_id: str, url: str, *, source: str = "final") -> Json:
         """`POST /jobs/{id}/export`: the job that sends `final`, `base` or a checkpoint of that name to the URL."""
@@ -126,8 +139,7 @@ class Growthlaw:
 
     def workers(self) -> list[Json]:
         """`GET /workers`: the machines that jobs run on, with their devices."""
-        found: list[Json] = self._call("GET", "/workers")  # type: ignore[assignment]
-        return found
+        return self._all("/workers")
 
     def runs(self, **query: Any) -> Json:
         return self._call("GET", "/runs", query=query)
@@ -137,20 +149,21 @@ class Growthlaw:
 
     def points(self, run_id: str, metric: str | None = None) -> list[Json]:
         """All points of a run, page after page."""
-        points: list[Json] = []
-        query: Json = {"limit": 10_000}
-        if metric is not None:
-            query["metric"] = metric
-        while True:
-            page = self._call("GET", self._item("runs", run_id) + "/points", query=query)
-            points += page["data"]
-            if not page["has_more"]:
-                return points
-            query["after"] = page["next"]
+        query = {} if metric is None else {"metric": metric}
+        return self._all(self._item("runs", run_id) + "/points", limit=10_000, **query)
 
-    def import_bundled_runs(self, *, dry_run: bool = False) -> Json:
+    def correct_run(self, run_id: str, **changes: Any) -> Json:
+        """`PATCH /runs/{id}`; keywords are the columns to correct, and `why`."""
+        return self._call("PATCH", self._item("runs", run_id), body=changes)
+
+    def remove_run(self, run_id: str, *, why: str = "") -> Json:
+        """`DELETE /runs/{id}`: the run with its points."""
+        return self._call("DELETE", self._item("runs", run_id), query={"why": why})
+
+    def import_bundled_runs(self, *, dry_run: bool = False, restore: bool = False) -> Json:
         """`POST /runs/import`: the grid of growth runs that ships with Growthlaw."""
-        return self._call("POST", "/runs/import", body={"bundled": True}, query={"dry_run": dry_run})
+        body = {"bundled": True} | ({"restore": True} if restore else {})
+        return self._call("POST", "/runs/import", body=body, query={"dry_run": dry_run})
 
     def import_runs(
         self,
@@ -189,8 +202,7 @@ class Growthlaw:
         return self._call("GET", self._item("guidelines", guideline_id))
 
     def corpora(self) -> list[Json]:
-        corpora: list[Json] = self._call("GET", "/corpora")  # type: ignore[assignment]
-        return corpora
+        return self._all("/corpora")
 
     def prepare_corpus(self, name: str, *, vocab_size: int = 1024) -> Json:
         """`POST /corpora`: the job that prepares the bundled corpus."""
@@ -229,6 +241,16 @@ class Growthlaw:
         if not item_id:
             raise ValueError(f"the id of one of {collection} is empty; list them to see which there are")
         return f"/{collection}/{quote(item_id, safe='')}"
+
+    def _all(self, path: str, **query: Any) -> list[Json]:
+        """Everything that a listing holds, page after page."""
+        rows: list[Json] = []
+        while True:
+            page = self._call("GET", path, query={"limit": 1000} | query)
+            rows += page["data"]
+            if not page["has_more"]:
+                return rows
+            query["after"] = page["next"]
 
     # --- transport -------------------------------------------------------------------------------------------
 

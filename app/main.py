@@ -21,6 +21,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app.api import (
     corpora,
+    document,
     exports,
     grow,
     guidelines,
@@ -32,6 +33,8 @@ from app.api import (
     problems,
     pushing,
     recommend,
+    recommendations,
+    run_changes,
     runs,
     train,
     workers,
@@ -55,6 +58,8 @@ from fitting.errors import InputError
 
 SERVICE_FILE = "service.json"
 LOCK_FILE = "service.lock"
+# Of a JSON body; an import of log files has a limit of its own.
+MAX_BODY_BYTES = 8_000_000
 
 
 class StartError(Exception):
@@ -107,6 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     for module in (
         recommend,
+        recommendations,
         grow,
         train,
         jobs,
@@ -116,12 +122,15 @@ def create_app(settings: Settings) -> FastAPI:
         imports,
         pushing,
         runs,
+        run_changes,
         guidelines,
         corpora,
         health,
         metrics,
     ):
-        app.include_router(module.router)
+        # At the routes, so that what is refused leaves as a problem like all else.
+        app.include_router(module.router, max_body_size=MAX_BODY_BYTES)
+    document.install(app)
     return app
 
 

@@ -31,6 +31,7 @@ class Settings(BaseSettings):
         shared_runs_dir: where run directories lie, if not under `data_dir`. Services that share a database and this
             folder take each other's jobs over.
         export_urls: below which runs may be exported, parted by spaces; nowhere by default.
+        checkpoints_dir: below which a question may name the checkpoint of a base; only its config.json is read.
         exec_file: the commands of the team's own scheduler, which the engine `exec` then hands jobs to.
         ray_address: http(s)://HOST:PORT of a Ray dashboard; the engine `ray` then runs jobs on its workers.
         ray_token, ray_token_file: Ray's token, or the file it is in.
@@ -48,6 +49,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     shared_runs_dir: Path | None = None
     export_urls: Annotated[tuple[str, ...], NoDecode] = ()
+    checkpoints_dir: Path | None = None
     exec_file: Path | None = None
     ray_address: str | None = None
     ray_token: SecretStr | None = None

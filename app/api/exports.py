@@ -35,7 +35,9 @@ class ExportBody(BaseModel):
     )
 
 
-@router.post("/jobs/{job_id}/export", status_code=202, responses=responses(404, 409, 422))
+@router.post(
+    "/jobs/{job_id}/export", summary="Export a run or a checkpoint", status_code=202, responses=responses(404, 409, 422)
+)
 def post_export(job_id: str, body: Annotated[ExportBody, Body()], service: ServiceDep) -> Job:
     """Start an export; the answer is its job. `growthlaw-export.json` at the URL says that it is whole."""
     job = find_job(service, job_id)

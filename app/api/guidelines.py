@@ -36,17 +36,19 @@ class GuidelineDetail(GuidelineSummary):
     body: dict[str, Any]
 
 
-@router.get("/guidelines", responses=responses(422))
+@router.get("/guidelines", summary="List guideline versions", responses=responses(422))
 def list_guidelines(
     service: ServiceDep, page: PageDep, cohort: Annotated[str | None, Query(max_length=64)] = None
 ) -> Page[GuidelineSummary]:
+    """Newest first, of all cohorts or of one."""
     with service.database.read() as session:
         rows = guideline_store.list_guidelines(session, cohort=cohort, after=page.after, limit=page.limit + 1)
         return page.cut([GuidelineSummary.model_validate(row) for row in rows], "id")
 
 
-@router.get("/guidelines/{guideline_id}", responses=responses(404))
+@router.get("/guidelines/{guideline_id}", summary="One guideline version", responses=responses(404))
 def get_guideline(guideline_id: str, service: ServiceDep) -> GuidelineDetail:
+    """Everything that was fitted: laws, draws, pairs, controls, held-out scores."""
     with service.database.read() as session:
         row = guideline_store.get_guideline(session, guideline_id)
     if row is None:

@@ -41,8 +41,9 @@ class Readiness(BaseModel):
     checks: dict[str, Literal["ok"]]
 
 
-@router.get("/healthz", responses=responses(503))
+@router.get("/healthz", summary="Is the service alive", responses=responses(503))
 def healthz(service: ServiceDep) -> Health:
+    """Its database answers and its launcher loop runs."""
     if not service.supervisor.is_alive:
         raise Problem(503, "the launcher loop has ended; restart the service and read its log")
     with service.database.read() as session:
@@ -55,7 +56,7 @@ def healthz(service: ServiceDep) -> Health:
     )
 
 
-@router.get("/readyz", responses=responses(503))
+@router.get("/readyz", summary="Can the service work", responses=responses(503))
 def readyz(service: ServiceDep) -> Readiness:
     """Whether the service can do its work now: its database answers and is migrated, its launcher loop goes round, its
     directories take files, and it is not being stopped."""

@@ -104,6 +104,8 @@ class ImportOptionsBody(RunFactsBody):
     )
     replace: bool = Field(default=False, description="take this log for the run of the same name, whose id stays")
 
+    restore: bool = Field(default=False, description="bring back a run that was removed")
+
     def import_options(self) -> ImportOptions:
         return self.options(
             format=self.format,

@@ -40,6 +40,7 @@ class ImportBody(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"bundled": True}]})
 
     bundled: Literal[True] = Field(description="the runs of data/runs/, as its README.md describes them")
+    restore: bool = Field(default=False, description="bring back runs of it that were removed")
 
 
 class CohortImported(BaseModel):
@@ -50,6 +51,7 @@ class CohortImported(BaseModel):
     cohort: str
     num_runs_added: int
     num_runs_known: int
+    num_runs_removed: int = Field(description="that were removed before, and stay away without `restore`")
     num_points_added: int
 
 
@@ -57,7 +59,7 @@ class RunImported(BaseModel):
     """One run of imported logs (units: tokens, FLOPs, nats)."""
 
     run_id: str | None = Field(description="none where a dry run would add it")
-    outcome: Literal["added", "known", "replaced"]
+    outcome: Literal["added", "known", "replaced", "removed"]
     name: str
     status: str
     growth_factor: float
@@ -85,6 +87,7 @@ class ImportRequest:
     """A parsed body: the bundled runs where ``options`` is None, else logs."""
 
     options: ImportOptionsBody | None = None
+    restore: bool = False
     files: ImportFiles = field(default_factory=ImportFiles)
 
 
@@ -114,8 +117,8 @@ async def import_request(request: Request) -> ImportRequest:
     request = _limited(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
-        _validated(ImportBody, await request.body(), ("body",))
-        return ImportRequest()
+        body = _validated(ImportBody, await request.body(), ("body",))
+        return ImportRequest(restore=body.restore)
     try:
         form = await request.form(max_files=MAX_FILES, max_fields=10, max_part_size=1024 * 1024)
     except HTTPException as error:
@@ -190,32 +193,41 @@ _BODY = {
 }
 
 
-@router.post("/runs/import", responses=responses(409, 413, 422), openapi_extra=_BODY)
+@router.post(
+    "/runs/import",
+    summary="Import runs of other trainers",
+    max_body_size=MAX_BODY_BYTES,
+    responses=responses(409, 413, 422),
+    openapi_extra=_BODY,
+)
 def post_import(
     given: Annotated[ImportRequest, Depends(import_request)],
     service: ServiceDep,
     dry_run: Annotated[bool, Query(description="check everything, store nothing")] = False,
 ) -> Imported:
+    """Logs as files, or the bundled runs: all of it or nothing, and a second time nothing new."""
     if given.options is None:
-        return _import_bundled(service, dry_run)
+        return _import_bundled(service, dry_run, given.restore)
     runs = build_runs(given.files, _with_the_cohorts_decision(service, given.options))
     try:
-        done = import_runs(service.database, runs, dry_run=dry_run, replace=given.options.replace)
+        done = import_runs(
+            service.database, runs, dry_run=dry_run, replace=given.options.replace, restore=given.options.restore
+        )
     except CohortMismatch as error:
         raise Problem.field("/options/cohort", str(error), status=409) from None
-    if not dry_run and any(stored.outcome != "known" for stored in done):
+    if not dry_run and any(stored.outcome in ("added", "replaced") for stored in done):
         service.refitter.ask(given.options.cohort)
     return Imported(dry_run=dry_run, cohorts=[_counted(given.options.cohort, done)], runs=list(_told(done)))
 
 
-def _import_bundled(service: Service, dry_run: bool) -> Imported:
+def _import_bundled(service: Service, dry_run: bool, restore: bool) -> Imported:
     try:
         folder = bundled_dir("runs")
     except FileNotFoundError as error:
         raise Problem.field("/bundled", str(error)) from None
     bundle = read_bundle(folder)
     try:
-        done = import_bundle(service.database, bundle, dry_run=dry_run)
+        done = import_bundle(service.database, bundle, dry_run=dry_run, restore=restore)
     except CohortMismatch as error:
         raise Problem.field("/bundled", str(error), status=409) from None
     if not dry_run:
@@ -245,7 +257,8 @@ def _counted(cohort: str, done: Sequence[StoredRun]) -> CohortImported:
     return CohortImported(
         cohort=cohort,
         num_runs_added=sum(stored.outcome == "added" for stored in done),
-        num_runs_known=sum(stored.outcome != "added" for stored in done),
+        num_runs_known=sum(stored.outcome in ("known", "replaced") for stored in done),
+        num_runs_removed=sum(stored.outcome == "removed" for stored in done),
         num_points_added=sum(stored.num_points for stored in done),
     )
 

@@ -35,7 +35,8 @@ EVENTS_A_LOOK = 500
 class Job(BaseModel):
     """A growth job, a corpus preparation or an export.
 
-    `wish` is what was asked of it and is still to happen, `cause` why it failed, `heartbeat_at` when it was last seen alive.
+    `wish` is what was asked of it and is still to happen, `cause` why it failed, `heartbeat_at` when it was last seen alive,
+    `recommendation_id` the kept answer that it follows.
     """
 
     model_config = ConfigDict(from_attributes=True)
@@ -55,6 +56,7 @@ class Job(BaseModel):
     engine: EngineName
     num_processes: int
     num_nodes: int
+    recommendation_id: str | None
     num_attempts: int
     created_at: str
     started_at: str | None
@@ -133,13 +135,14 @@ def _detail(service: Service, job: JobRow) -> JobDetail:
     )
 
 
-@router.get("/jobs", responses=responses(422))
+@router.get("/jobs", summary="List jobs", responses=responses(422))
 def list_jobs(
     service: ServiceDep,
     page: PageDep,
     state: Annotated[list[State] | None, Query()] = None,
     group_id: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Page[Job]:
+    """Newest first."""
     with service.database.read() as session:
         rows = job_store.list_jobs(
             session, states=state or (), group_id=group_id, after=page.after, limit=page.limit + 1
@@ -147,30 +150,31 @@ def list_jobs(
     return page.cut([Job.model_validate(row) for row in rows], "id")
 
 
-@router.get("/jobs/{job_id}", responses=responses(404))
+@router.get("/jobs/{job_id}", summary="One job and how far it is", responses=responses(404))
 def get_job(job_id: str, service: ServiceDep) -> JobDetail:
+    """State, progress and the last words of its process."""
     return _detail(service, find_job(service, job_id))
 
 
-@router.post("/jobs/{job_id}/cancel", responses=responses(404, 409))
+@router.post("/jobs/{job_id}/cancel", summary="Cancel a job", responses=responses(404, 409))
 def cancel_job(job_id: str, service: ServiceDep) -> JobDetail:
     """Stop a job for good; a running one saves first. Its run stays, marked stopped."""
     return _ask(service, job_id, "cancel", ("queued", "running", "paused"))
 
 
-@router.post("/jobs/{job_id}/pause", responses=responses(404, 409))
+@router.post("/jobs/{job_id}/pause", summary="Pause a job", responses=responses(404, 409))
 def pause_job(job_id: str, service: ServiceDep) -> JobDetail:
     """Let a job save and stop; `resume` lets it go on where it stood."""
     return _ask(service, job_id, "pause", ("queued", "running"))
 
 
-@router.post("/jobs/{job_id}/resume", responses=responses(404, 409, 422))
+@router.post("/jobs/{job_id}/resume", summary="Resume a paused job", responses=responses(404, 409, 422))
 def resume_job(job_id: str, service: ServiceDep) -> JobDetail:
     """Let a paused job, or a failed one whose cause is mended, go on from its last checkpoint."""
     return _ask(service, job_id, "resume", ("paused", "failed"))
 
 
-@router.post("/jobs/{job_id}/retry", responses=responses(404, 409, 422))
+@router.post("/jobs/{job_id}/retry", summary="Try a failed or cancelled job again", responses=responses(404, 409, 422))
 def retry_job(job_id: str, service: ServiceDep) -> JobDetail:
     """Let a failed or cancelled job go on from its last checkpoint; a diverged one has its result and cannot."""
     return _ask(service, job_id, "retry", ("failed", "cancelled"))
@@ -195,6 +199,8 @@ def _ask(
                     409,
                     f"job {job_id} diverged and has its result; start another run with a lower rate or another seed",
                 )
+            if job.run_id is not None and run_store.get_run(session, job.run_id) is None:
+                raise Problem(409, f"the run of job {job_id} was removed, so it cannot go on; start another run")
             said = {"resume": "resumed", "retry": "tried again"}[wish]
             job_store.set_state(session, job_id, "queued", f"{said}; it goes on from its last checkpoint", num_deaths=0)
             if job.run_id is not None:
@@ -228,7 +234,12 @@ def _stream_start(
         ) from None
 
 
-@router.get("/jobs/{job_id}/events", response_class=EventSourceResponse, responses=responses(404, 422))
+@router.get(
+    "/jobs/{job_id}/events",
+    summary="Follow a job as server-sent events",
+    response_class=EventSourceResponse,
+    responses=responses(404, 422),
+)
 async def stream_events(
     job_id: str, service: ServiceDep, start: Annotated[tuple[int, int], Depends(_stream_start)]
 ) -> AsyncIterator[ServerSentEvent]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Generic, TypeVar
 
 from fastapi import Depends, Query, Request
@@ -18,6 +19,7 @@ from app.observe.metrics import LauncherCollector, Metrics
 from app.observe.stored import StoredCollector
 from app.settings import Settings
 from app.store.database import Database
+from app.store.recommendations import RecentAnswers
 from fitting.guideline import Guideline
 
 Item = TypeVar("Item")
@@ -42,6 +44,14 @@ class PageQuery(BaseModel):
         rows = rows[: self.limit]
         return Page(data=rows, has_more=has_more, next=str(getattr(rows[-1], key)) if has_more else None)
 
+    def of(self, items: Sequence[Item], key: str) -> Page[Item]:
+        """A page out of a listing that is at hand as a whole."""
+        start = 0
+        if self.after is not None:
+            keys = [str(getattr(item, key)) for item in items]
+            start = keys.index(self.after) + 1 if self.after in keys else len(items)
+        return self.cut(list(items[start : start + self.limit + 1]), key)
+
 
 def page_query(
     limit: Annotated[int, Query(ge=1, le=1000, description="rows a page")] = 50,
@@ -60,6 +70,7 @@ class Service:
         self.metrics.watch(StoredCollector(database))
         self.metrics.watch(LauncherCollector(supervisor.seconds_since_tick, supervisor.nodes))
         self._guidelines: dict[str, Guideline] = {}
+        self.recent_answers = RecentAnswers()
 
     def stop_begins(self) -> None:
         """Called as the service is asked to end, in the middle of whatever else it does: sets flags and nothing more."""

@@ -83,6 +83,8 @@ def options_of(given: Mapping[str, Any], plain: Iterable[str]) -> dict[str, Any]
         options["is_final"] = False
     if given["replace"]:
         options["replace"] = True
+    if given["restore"]:
+        options["restore"] = True
     return options
 
 
@@ -133,7 +135,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 def save_mapping(path: Path, options: Mapping[str, Any]) -> None:
     """Save what the next run of the project will need again; the name is this run's alone."""
-    write_json_atomically(path, {name: value for name, value in options.items() if name not in ("name", "replace")})
+    write_json_atomically(
+        path, {name: value for name, value in options.items() if name not in ("name", "replace", "restore")}
+    )
 
 
 def _object(path: Path) -> dict[str, Any]:

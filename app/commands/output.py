@@ -54,9 +54,9 @@ def short(number: float | None, unit: str = "") -> str:
     return f"{number:.4g}{unit}"
 
 
-def number_option(name: str, **settings: Any) -> Callable[[Any], Any]:
+def number_option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     """A click option for a count that may be written 7e9."""
-    return click.option(name, type=float, **settings)
+    return click.option(*names, type=float, **settings)
 
 
 @contextlib.contextmanager

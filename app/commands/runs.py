@@ -18,7 +18,7 @@ COLUMNS = (
 
 @click.group()
 def runs() -> None:
-    """List stored runs and their points, import them from logs, report on a folder of runs."""
+    """List stored runs and their points, import, correct and remove them, report on a folder of runs."""
 
 
 @runs.command("list")
@@ -72,6 +72,48 @@ def points(url: str | None, as_json: bool, run_id: str, metric: str | None) -> N
         return
     columns = ("seq", "phase", "tokens", "compute_flops", "metric", "value", "unit")
     print_table(columns, [[row[name] for name in columns] for row in rows])
+
+
+@runs.command()
+@click.argument("run_id")
+@click.option("--name", default=None)
+@click.option("--status", type=click.Choice(["finished", "diverged", "stopped"]), default=None)
+@click.option("--final/--not-final", "is_final", default=None, help="Whether its last loss ends a schedule.")
+@click.option("--lr-selection", type=click.Choice(["grid tuned", "shared", "untuned"]), default=None)
+@click.option("--control", "control_id", default=None, metavar="RUN", help="The run it is compared with.")
+@click.option("--why", default="", help="Kept beside what each column was.")
+@url_option
+@json_option
+def correct(url: str | None, as_json: bool, run_id: str, **changes: Any) -> None:
+    """Correct what was said of a run; its cohort is refitted. What was measured stays."""
+    from app.client import Growthlaw
+
+    with Growthlaw(url) as client:
+        run = client.correct_run(run_id, **{name: value for name, value in changes.items() if value is not None})
+    if as_json:
+        emit_json(run)
+        return
+    for column, correction in run["corrections"].items():
+        click.echo(f"{column}: {run[column]}, was {correction['was']}")
+
+
+@runs.command()
+@click.argument("run_id")
+@click.option("--why", default="", help="Kept with the removal.")
+@url_option
+@json_option
+def remove(url: str | None, as_json: bool, run_id: str, why: str) -> None:
+    """Remove a run and its points; its cohort is refitted. It stays away when it is imported again, without --restore."""
+    from app.client import Growthlaw
+
+    with Growthlaw(url) as client:
+        removed = client.remove_run(run_id, why=why)
+    if as_json:
+        emit_json(removed)
+        return
+    click.echo(f"{run_id} is removed from cohort {removed['cohort']}")
+    for other in removed["control_of"]:
+        click.echo(f"  ! {other} has no control now")
 
 
 runs.add_command(import_runs)

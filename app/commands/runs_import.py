@@ -82,6 +82,7 @@ _PLAIN = (
 )
 @click.option("--recipe", multiple=True, metavar="NAME=VALUE", help="What else all runs of the cohort share.")
 @click.option("--replace", is_flag=True, help="Take this log for the run of the same name.")
+@click.option("--restore", is_flag=True, help="Bring back what was removed.")
 @click.option(
     "--mapping", type=_PATH, metavar="FILE", help="Saved options, .toml or .json; what is given here goes before."
 )
@@ -107,7 +108,7 @@ def import_runs(
         if any(places.values()):
             raise click.UsageError("--bundled goes without a SOURCE")
         with Growthlaw(url, timeout_seconds=IMPORT_SECONDS) as client:
-            done = client.import_bundled_runs(dry_run=dry_run)
+            done = client.import_bundled_runs(dry_run=dry_run, restore=given["restore"])
     else:
         if not any(places.values()):
             raise click.UsageError("give a SOURCE, --base and --grown, or --bundled")
@@ -136,7 +137,7 @@ def import_runs(
             for warning in run["warnings"]:
                 click.echo(f"  ! {warning}")
     else:
-        columns = ("cohort", "num_runs_added", "num_runs_known", "num_points_added")
+        columns = ("cohort", "num_runs_added", "num_runs_known", "num_runs_removed", "num_points_added")
         print_table(columns, [[cohort[name] for name in columns] for cohort in done["cohorts"]])
     if dry_run:
         click.echo("Nothing was stored: this was a dry run.")

@@ -46,6 +46,10 @@ from app.settings import DEFAULT_HOST, DEFAULT_PORT
     "--stop-seconds", envvar="GROWTHLAW_STOP_SECONDS", type=click.IntRange(0, 3600),
     help="How long requests in flight may take once the service is asked to end (default 5).",
 )  # fmt: skip
+@click.option(
+    "--checkpoints-dir", envvar="GROWTHLAW_CHECKPOINTS_DIR", type=click.Path(path_type=Path, file_okay=False),
+    help="Transformers folders below it may be named as an existing base; only their config.json is read.",
+)  # fmt: skip
 @json_option
 def serve(
     host: str,
@@ -57,6 +61,7 @@ def serve(
     export_to: tuple[str, ...],
     exec_file: Path | None,
     stop_seconds: int | None,
+    checkpoints_dir: Path | None,
     as_json: bool,
 ) -> None:
     """Start the service. Stop it with Ctrl-C (twice: at once): running jobs go on and are taken up again by the next start.
@@ -77,6 +82,7 @@ def serve(
         "export_urls": export_to or None,
         "exec_file": exec_file,
         "stop_seconds": stop_seconds,
+        "checkpoints_dir": checkpoints_dir,
     }
     values = {"host": host, "port": port, "data_dir": data_dir} | {
         name: value for name, value in given.items() if value is not None

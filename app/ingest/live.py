@@ -21,6 +21,7 @@ from app.ingest.judging import final_loss, peak_rate
 from app.ingest.logs.rows import LogRow
 from app.ingest.stages import TRAIN_LOSS
 from app.ingest.storing import SOURCE, check_table, enter_cohort
+from app.store import removals
 from app.store import runs as run_store
 from app.store.ids import new_id
 from app.store.tables import PointRow, RunRow
@@ -60,6 +61,9 @@ def open_run(session: Session, options: ImportOptions, request_key: str | None, 
         if known.request_hash != request_hash:
             raise Conflict("this Idempotency-Key came with another body before; send the same body, or another key")
         return known
+    removed = None if request_key is None else removals.removed_request(session, request_key)
+    if removed is not None:
+        raise Conflict(f"{removals.told(removed)}, and came with this Idempotency-Key; push under another key")
     check_stated(options)
     model = target_model(options)
     is_growth = any(given is not None for given in (options.base_config, options.base_layers, options.base_params))
@@ -168,7 +172,8 @@ def _end(session: Session, run: RunRow, ending: Ending, reason: str) -> None:
         "status": ending,
         "reason": reason,
         "grown_tokens": float(final_tokens),
-        "compute_flops": timing * base_rate + final_tokens * target_rate,
+        # One that ended before its first point has trained nothing, and the table takes no zeros.
+        "compute_flops": timing * base_rate + final_tokens * target_rate or None,
         "growth_timing_tokens": timing,
         "wasted_flops": wasted,
     }

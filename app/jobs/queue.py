@@ -12,11 +12,13 @@ from app.corpus.shards import Manifest
 from app.jobs.headers import DECISION_METRIC, decision_dataset, recipe_of, run_row
 from app.records import to_dict, write_json_atomically
 from app.store import jobs as job_store
+from app.store import recommendations as recommendation_store
 from app.store import runs as run_store
 from app.store.cohorts import CohortMismatch as CohortMismatch
 from app.store.cohorts import join_cohort
 from app.store.database import Database
 from app.store.ids import new_id
+from app.store.recommendations import Answered
 from app.store.tables import JobRow
 
 EXPORT_PRIORITY = 1_000
@@ -34,10 +36,14 @@ def enqueue_arms(
     control_run_id: str | None = None,
     engine: str = "local",
     num_nodes: int = 1,
+    follows: str | Answered | None = None,
 ) -> dict[str, JobRow]:
     """Queue the arms of one design (role -> spec) as a group.
 
     The others' control is the scratch arm, else the run ``control_run_id``.
+
+    Args:
+        follows: the recommendation that they follow: a kept one's id, or an answer that is kept with them.
 
     Raises:
         CohortMismatch: the cohort holds runs of another recipe; nothing is queued.
@@ -66,6 +72,7 @@ def enqueue_arms(
             spec=json.dumps(to_dict(spec)),
             request_key=request_key,
             request_hash=request_hash,
+            recommendation_id=follows.id if isinstance(follows, Answered) else follows,
         )
     first = next(iter(specs.values()))
     recipe = recipe_of(first, manifest)
@@ -78,6 +85,8 @@ def enqueue_arms(
                 session, first.cohort, recipe,
                 decision_metric=DECISION_METRIC, decision_dataset=decision_dataset(first.corpus),
             )  # fmt: skip
+            if isinstance(follows, Answered):
+                recommendation_store.keep(session, follows)
             for role, row in rows.items():
                 run_store.add_run(session, run_row(specs[role], manifest, row.control_run_id))
                 job_store.add_job(session, row)

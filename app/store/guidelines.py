@@ -23,6 +23,11 @@ def add_guideline(session: Session, guideline: GuidelineRow) -> None:
     session.flush()
 
 
+def retire(session: Session, cohort: str) -> None:
+    """Leave the cohort without an active version."""
+    session.execute(update(GuidelineRow).where(GuidelineRow.cohort == cohort).values(is_active=False))
+
+
 def get_guideline(session: Session, guideline_id: str) -> GuidelineRow | None:
     return session.get(GuidelineRow, guideline_id)
 

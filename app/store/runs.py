@@ -74,6 +74,12 @@ def has_usable_runs(session: Session, cohort: str) -> bool:
     return session.scalars(select(RunRow.run_id).where(RunRow.cohort == cohort, usable).limit(1)).first() is not None
 
 
+def has_final_runs(session: Session, cohort: str) -> bool:
+    """Whether a guideline could be fitted to anything."""
+    final = (RunRow.cohort == cohort, RunRow.status == "finished", RunRow.is_final)
+    return session.scalars(select(RunRow.run_id).where(*final).limit(1)).first() is not None
+
+
 def get_run(session: Session, run_id: str) -> RunRow | None:
     return session.get(RunRow, run_id)
 

@@ -64,6 +64,7 @@ class RunRow(Base):
         wasted_flops: trained, then rolled back by a restart or a fork; in no other number of the run.
         provenance: of a run from elsewhere, JSON: its files with their SHA-256, and how its log was read.
         content_hash: of an imported log, so that a second import is known; None for all other runs.
+        corrections: JSON, column -> what it was and when it was corrected; of `control_id` also why it points nowhere.
         request_key, request_hash: the Idempotency-Key that a pushed run came with, and the SHA-256 of that request's body.
     """
 
@@ -125,6 +126,27 @@ class RunRow(Base):
     content_hash: Mapped[str | None]
     request_key: Mapped[str | None]
     request_hash: Mapped[str | None]
+    corrections: Mapped[str] = mapped_column(default="", server_default="")
+
+
+class RemovedRunRow(Base):
+    """What is left of a run that was removed: why, and by what it is known when it comes again.
+
+    Attributes:
+        content_hash, request_key: as the run had them; an import or a push of the same is told that it was removed.
+    """
+
+    __tablename__ = "removed_runs"
+    __table_args__ = (Index(None, "content_hash"), Index(None, "request_key"))
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    cohort: Mapped[str]
+    name: Mapped[str]
+    source: Mapped[str]
+    reason: Mapped[str]
+    content_hash: Mapped[str | None]
+    request_key: Mapped[str | None]
+    removed_at: Mapped[str] = mapped_column(default=utc_now)
 
 
 class PointRow(Base):
@@ -153,6 +175,7 @@ class JobRow(Base):
         request_key, request_hash: the Idempotency-Key it came with, and the SHA-256 of that request's body.
         engine: what runs it: ``local``, ``ray`` or ``exec``.
         handle: what its launcher calls the running attempt; None before it was submitted and after it ended.
+        recommendation_id: the kept answer that it follows.
         lease_owner, heartbeat_at: the service that looks after the running job, and when it last saw it alive; where
             that is too long ago another service takes it over.
     """
@@ -181,6 +204,7 @@ class JobRow(Base):
     spec: Mapped[str]
     request_key: Mapped[str | None]
     request_hash: Mapped[str | None]
+    recommendation_id: Mapped[str | None]
     num_attempts: Mapped[int] = mapped_column(default=0)
     num_deaths: Mapped[int] = mapped_column(default=0)
     handle: Mapped[str | None]
@@ -222,4 +246,31 @@ class GuidelineRow(Base):
     data_hash: Mapped[str]
     reason: Mapped[str]
     body: Mapped[str]
+    created_at: Mapped[str] = mapped_column(default=utc_now)
+
+
+class RecommendationRow(Base):
+    """A kept answer: the question and the answer as JSON, and the guideline that was asked. Never changed."""
+
+    __tablename__ = "recommendations"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    cohort: Mapped[str | None]
+    guideline_id: Mapped[str]
+    guideline_version: Mapped[int]
+    decision: Mapped[str]
+    question: Mapped[str]
+    answer: Mapped[str]
+    created_at: Mapped[str] = mapped_column(default=utc_now)
+
+
+class RequestRow(Base):
+    """A request that came with an Idempotency-Key, and its answer as JSON where no row of its own keeps both."""
+
+    __tablename__ = "requests"
+
+    route: Mapped[str] = mapped_column(primary_key=True)
+    request_key: Mapped[str] = mapped_column(primary_key=True)
+    request_hash: Mapped[str]
+    answer: Mapped[str]
     created_at: Mapped[str] = mapped_column(default=utc_now)
