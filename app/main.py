@@ -20,9 +20,10 @@ import uvicorn
 from alembic.util import CommandError
 from fastapi import FastAPI
 from sqlalchemy.exc import DatabaseError
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app.api import (
+    access,
+    audit,
     corpora,
     exports,
     grow,
@@ -31,10 +32,12 @@ from app.api import (
     imports,
     job_files,
     jobs,
+    keys,
     problems,
     pushing,
     recommend,
     runs,
+    scopes,
     train,
     workers,
 )
@@ -49,6 +52,7 @@ from app.jobs.launchers.ray_api import RayApi, RayRefusedError, RayToken
 from app.jobs.supervisor import Supervisor
 from app.records import write_json_atomically
 from app.settings import LOOPBACK_HOSTS, Settings
+from app.store import keys as key_store
 from app.store.database import Database
 from fitting.errors import InputError
 
@@ -64,7 +68,8 @@ def create_app(settings: Settings) -> FastAPI:
     """The service over `settings.data_dir`, its database migrated; its launcher loop runs while the app does.
 
     Raises:
-        StartError: the database cannot be opened or migrated, an export URL cannot be used, or a launcher's settings are wrong.
+        StartError: the database cannot be opened or migrated, it holds no key where one is needed, an export URL cannot be
+            used, or a launcher's settings are wrong.
     """
     try:
         _ = settings.allowed_export_urls
@@ -73,7 +78,8 @@ def create_app(settings: Settings) -> FastAPI:
     for folder in (settings.data_dir, settings.runs_dir, settings.corpora_dir):
         folder.mkdir(parents=True, exist_ok=True)
     launchers = _launchers(settings)
-    database = _open_database(settings)
+    database = open_database(settings)
+    _check_keys(settings, database)
     refitter = Refitter(database)
     supervisor = Supervisor(
         database,
@@ -101,9 +107,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = Service(settings, database, supervisor, refitter)
-    # A page of another site must not reach a loopback service through a name that it lets point here.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS, "[::1]"])
     problems.install(app)
+    access.install(app, settings, database)
     for module in (
         recommend,
         grow,
@@ -118,9 +123,34 @@ def create_app(settings: Settings) -> FastAPI:
         guidelines,
         corpora,
         health,
+        keys,
+        audit,
     ):
+        scopes.check_scopes(module.router.routes)
         app.include_router(module.router)
+    scopes.check_scopes(app.routes)
     return app
+
+
+def _check_keys(settings: Settings, database: Database) -> None:
+    with database.read() as session:
+        any_key = key_store.any_key_in_use(session)
+    if settings.needs_key and not any_key:
+        database.close()
+        why = (
+            f"--host is {settings.host}, which lets other machines in"
+            if settings.host not in LOOPBACK_HOSTS
+            else "--require-key or --allowed-host asks for a key"
+        )
+        raise StartError(
+            f"{why}, but {database.name} holds no key; make the first one with `growthlaw keys create NAME --scope admin` "
+            "(with the same --data-dir or GROWTHLAW_DATABASE_URL)"
+        )
+    if any_key and not settings.needs_key:
+        structlog.get_logger().warning(
+            "keys_not_required",
+            reason="on loopback none is needed; behind a proxy, or where others use this machine, start with --require-key",
+        )
 
 
 def _launchers(settings: Settings) -> list[Launcher]:
@@ -154,7 +184,12 @@ def _ray_launchers(settings: Settings) -> list[RayLauncher]:
     return [RayLauncher(settings.runs_dir.resolve(), api, python=settings.ray_python)]
 
 
-def _open_database(settings: Settings) -> Database:
+def open_database(settings: Settings) -> Database:
+    """The database of the settings, migrated.
+
+    Raises:
+        StartError: it cannot be opened or migrated.
+    """
     try:
         database = Database(settings.store_url())
     except InputError as error:
@@ -179,25 +214,31 @@ def serve(settings: Settings, on_ready: Callable[[dict[str, Any]], None] = lambd
     """Serve until SIGINT or SIGTERM. With port 0 a free one is taken; `service.json` and `on_ready` tell which.
 
     Raises:
-        StartError: the host is not loopback, the port or the data directory is in use or cannot be used.
+        StartError: a key is needed and there is none; the port, the certificate or the data directory is in use or cannot be
+            used.
     """
-    if settings.host not in LOOPBACK_HOSTS:
-        raise StartError(
-            f"--host is {settings.host}, but without API keys the service listens on loopback only "
-            f"({', '.join(LOOPBACK_HOSTS)}); put a proxy that checks who asks in front of it"
-        )
     with _locked(settings.data_dir), _bound_socket(settings.host, settings.port) as listener:
         _log_to_stderr()
         port = listener.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        url = f"http://{host}:{port}"
+        url = f"{'https' if settings.ssl_certfile else 'http'}://{host}:{port}"
         service_file = settings.data_dir / SERVICE_FILE
         service = {"url": url, "pid": os.getpid(), "data_dir": str(settings.data_dir.resolve())}
         app = create_app(settings)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=5,
+            ssl_certfile=settings.ssl_certfile, ssl_keyfile=settings.ssl_keyfile,
+        )  # fmt: skip
+        try:
+            config.load()
+        except OSError as error:  # ssl.SSLError is one
+            raise StartError(
+                f"--ssl-certfile {settings.ssl_certfile} with --ssl-keyfile {settings.ssl_keyfile} cannot be used ({error}); "
+                "give a PEM certificate and its key without a password"
+            ) from None
         write_json_atomically(service_file, service)
         on_ready(service)
         try:
-            config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
             structlog.get_logger().info("serving", url=url, docs=f"{url}/docs", data_dir=str(settings.data_dir))
             # uvicorn shuts down in order and then raises the signal again, which must not cut the clean-up short.
             for signum in (signal.SIGINT, signal.SIGTERM):

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.access import CallerDep
 from app.api.jobs import Job
 from app.api.problems import responses
 from app.api.run_bodies import (
@@ -108,7 +109,9 @@ def _design(body: GrowBody, service: Service, manifest: Manifest) -> GrowthDesig
 
 
 @router.post("/grow", status_code=202, responses=responses(409, 422, 507))
-def post_grow(body: Annotated[GrowBody, Body()], service: ServiceDep, idempotency_key: IdempotencyKey = None) -> Growth:
+def post_grow(
+    body: Annotated[GrowBody, Body()], service: ServiceDep, caller: CallerDep, idempotency_key: IdempotencyKey
+) -> Growth:
     manifest = service.manifest(body.corpus)
     design = _design(body, service, manifest)
     roles = ["grown", *dict.fromkeys(body.controls)]
@@ -116,7 +119,9 @@ def post_grow(body: Annotated[GrowBody, Body()], service: ServiceDep, idempotenc
         specs = {role: arm_spec(design, role, new_id("run")) for role in roles}
         for spec in specs.values():
             check_corpus(spec, manifest)
-    rows = started_before(service, body, idempotency_key) or start_runs(service, specs, manifest, body, idempotency_key)
+    rows = started_before(service, body, idempotency_key) or start_runs(
+        service, specs, manifest, body, idempotency_key, caller
+    )
     return _answer(design, specs, rows, manifest)
 
 

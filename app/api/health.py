@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy import text
 
 from app.api.problems import Problem, responses
@@ -17,7 +17,7 @@ router = APIRouter(tags=["service"])
 class Health(BaseModel):
     status: str
     version: str
-    data_dir: str
+    data_dir: str | None = Field(description="null where keys are needed: this route is open")
     num_slots: int
 
 
@@ -30,6 +30,6 @@ def healthz(service: ServiceDep) -> Health:
     return Health(
         status="ok",
         version=version("growthlaw"),
-        data_dir=str(service.settings.data_dir.resolve()),
+        data_dir=None if service.settings.needs_key else str(service.settings.data_dir.resolve()),
         num_slots=service.settings.num_slots,
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.access import CallerDep
 from app.api.import_bodies import PRINTABLE, RunFactsBody, Word
 from app.api.problems import Problem, responses
 from app.api.runs import Run
@@ -77,7 +78,9 @@ class Pushed(BaseModel):
 
 
 @router.post("/runs", responses=responses(409, 422))
-def post_run(body: Annotated[OpenBody, Body()], service: ServiceDep, idempotency_key: IdempotencyKey = None) -> Opened:
+def post_run(
+    body: Annotated[OpenBody, Body()], service: ServiceDep, caller: CallerDep, idempotency_key: IdempotencyKey
+) -> Opened:
     request_hash = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
     try:
         with service.database.write() as session:
@@ -87,7 +90,7 @@ def post_run(body: Annotated[OpenBody, Body()], service: ServiceDep, idempotency
                 options = replace(
                     options, decision_metric=cohort.decision_metric, decision_dataset=cohort.decision_dataset
                 )
-            run = open_run(session, options, idempotency_key, request_hash)
+            run = open_run(session, options, idempotency_key, request_hash, actor=caller.id)
             session.flush()
             return Opened(run=Run.model_validate(run), next_seq=run_store.last_seq(session, run.run_id) + 1)
     except CohortMismatch as error:

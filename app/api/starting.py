@@ -8,9 +8,10 @@ import shutil
 from collections.abc import Iterable, Mapping
 from typing import Annotated
 
-from fastapi import Header
+from fastapi import Depends, Header
 from sqlalchemy.exc import IntegrityError
 
+from app.api.access import Caller, CallerDep
 from app.api.problems import Problem
 from app.api.run_bodies import StartBody
 from app.api.service import Service
@@ -23,9 +24,17 @@ from app.store import jobs as job_store
 from app.store.tables import JobRow
 from fitting.flops import non_embedding_params
 
-IdempotencyKey = Annotated[
-    str | None, Header(min_length=1, max_length=200, description="the same key and body start nothing twice")
-]
+
+def _own_key(
+    caller: CallerDep,
+    idempotency_key: Annotated[
+        str | None, Header(min_length=1, max_length=200, description="the same key and body start nothing twice")
+    ] = None,
+) -> str | None:
+    return None if idempotency_key is None else caller.own(idempotency_key)
+
+
+IdempotencyKey = Annotated[str | None, Depends(_own_key)]
 
 # fp32 weights with two moments: a checkpoint. Two are kept while a run trains, and two exports of the weights.
 BYTES_A_PARAMETER_SAVED = 4 * 3
@@ -55,10 +64,11 @@ def start_runs(
     manifest: Manifest,
     body: StartBody,
     idempotency_key: str | None,
+    caller: Caller,
     *,
     control_run_id: str | None = None,
 ) -> dict[str, JobRow]:
-    """Queue runs (role -> spec) as one group.
+    """Queue runs (role -> spec) as one group, which is the caller's.
 
     Raises:
         InputError: no worker can ever run them; nothing is queued.
@@ -78,6 +88,7 @@ def start_runs(
             control_run_id=control_run_id,
             engine=body.engine,
             num_nodes=body.num_nodes,
+            owner=caller.id,
         )
     except CohortMismatch as error:
         raise Problem.field("/cohort", str(error), status=409) from None

@@ -16,11 +16,12 @@ from sqlalchemy.orm import Session
 
 from app.contract import MetricLine
 from app.ingest.imported import ImportedRun
+from app.store import audit
 from app.store import runs as run_store
 from app.store.cohorts import join_cohort
 from app.store.database import Database
 from app.store.ids import new_id
-from app.store.tables import CohortRow, RunRow
+from app.store.tables import LOCAL, CohortRow, RunRow
 from fitting.errors import InputError
 from fitting.table import COLUMNS, read_runs
 
@@ -42,11 +43,17 @@ class StoredRun:
 
 
 def import_runs(
-    database: Database, runs: Sequence[ImportedRun], *, dry_run: bool = False, replace: bool = False
+    database: Database,
+    runs: Sequence[ImportedRun],
+    *,
+    dry_run: bool = False,
+    replace: bool = False,
+    actor: str = LOCAL,
 ) -> list[StoredRun]:
     """Store runs with their points under their cohorts, in one transaction.
 
     Args:
+        actor: who imports them.
         dry_run: check everything against the store and say what would be done, but do nothing.
         replace: a run of the same cohort and name takes the new content; its id stays.
 
@@ -58,6 +65,12 @@ def import_runs(
         done = [_store(session, run, replace=replace) for run in runs]
         for cohort in {str(run.header["cohort"]) for run in runs}:
             check_table(session, cohort)
+        for stored in done:
+            if stored.outcome != "known":
+                audit.record(
+                    session, actor=actor, action="run.import", subject=str(stored.run_id),
+                    detail=f"{stored.outcome} {stored.run.name!r} in cohort {stored.run.header['cohort']!r}",
+                )  # fmt: skip
         if dry_run:
             session.rollback()
             return [_undone(stored) for stored in done]
