@@ -23,6 +23,8 @@ VERBS = {
     "workers": "what jobs run on, and what is free",
     "runs": "list, import, correct and remove runs, and report on a folder of them",
     "corpus": "prepare and list corpora",
+    "keys": "make, list and revoke the keys of a service beyond loopback",
+    "audit": "who launched, cancelled, imported and changed what",
     "evaluate": "losses of checkpoints, and what each layer is worth",
     "checkpoint": "grow, verify and show checkpoints",
     "fit": "fit scaling and growth laws on a table of runs",

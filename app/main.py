@@ -17,9 +17,10 @@ import uvicorn
 from alembic.util import CommandError
 from fastapi import FastAPI
 from sqlalchemy.exc import DatabaseError
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app.api import (
+    access,
+    audit,
     corpora,
     document,
     exports,
@@ -29,6 +30,7 @@ from app.api import (
     imports,
     job_files,
     jobs,
+    keys,
     metrics,
     problems,
     pushing,
@@ -36,6 +38,7 @@ from app.api import (
     recommendations,
     run_changes,
     runs,
+    scopes,
     train,
     workers,
 )
@@ -53,6 +56,7 @@ from app.observe.requests import RequestLog
 from app.records import write_json_atomically
 from app.settings import LOOPBACK_HOSTS, Settings
 from app.stopping import StoppableServer, stop_loops
+from app.store import keys as key_store
 from app.store.database import Database
 from fitting.errors import InputError
 
@@ -70,7 +74,8 @@ def create_app(settings: Settings) -> FastAPI:
     """The service over `settings.data_dir`, its database migrated; its launcher loop runs while the app does.
 
     Raises:
-        StartError: the database cannot be opened or migrated, an export URL cannot be used, or a launcher's settings are wrong.
+        StartError: the database cannot be opened or migrated, it holds no key where one is needed, an export URL cannot be
+            used, or a launcher's settings are wrong.
     """
     try:
         _ = settings.allowed_export_urls
@@ -79,7 +84,8 @@ def create_app(settings: Settings) -> FastAPI:
     for folder in (settings.data_dir, settings.runs_dir, settings.corpora_dir):
         folder.mkdir(parents=True, exist_ok=True)
     launchers = _launchers(settings)
-    database = _open_database(settings)
+    database = open_database(settings)
+    _check_keys(settings, database)
     refitter = Refitter(database)
     supervisor = Supervisor(
         database,
@@ -106,10 +112,9 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = service = Service(settings, database, supervisor, refitter)
-    # A page of another site must not reach a loopback service through a name that it lets point here.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS, "[::1]"])
-    app.add_middleware(RequestLog, metrics=service.metrics)  # the last is the outermost
     problems.install(app)
+    access.install(app, settings, database)
+    app.add_middleware(RequestLog, metrics=service.metrics)  # the last is the outermost
     for module in (
         recommend,
         recommendations,
@@ -126,12 +131,37 @@ def create_app(settings: Settings) -> FastAPI:
         guidelines,
         corpora,
         health,
+        keys,
+        audit,
         metrics,
     ):
+        scopes.check_scopes(module.router.routes)
         # At the routes, so that what is refused leaves as a problem like all else.
         app.include_router(module.router, max_body_size=MAX_BODY_BYTES)
+    scopes.check_scopes(app.routes)
     document.install(app)
     return app
+
+
+def _check_keys(settings: Settings, database: Database) -> None:
+    with database.read() as session:
+        any_key = key_store.any_key_in_use(session)
+    if settings.needs_key and not any_key:
+        database.close()
+        why = (
+            f"--host is {settings.host}, which lets other machines in"
+            if settings.host not in LOOPBACK_HOSTS
+            else "--require-key or --allowed-host asks for a key"
+        )
+        raise StartError(
+            f"{why}, but {database.name} holds no key; make the first one with `growthlaw keys create NAME --scope admin` "
+            "(with the same --data-dir or GROWTHLAW_DATABASE_URL)"
+        )
+    if any_key and not settings.needs_key:
+        structlog.get_logger().warning(
+            "keys_not_required",
+            reason="on loopback none is needed; behind a proxy, or where others use this machine, start with --require-key",
+        )
 
 
 def _launchers(settings: Settings) -> list[Launcher]:
@@ -165,7 +195,12 @@ def _ray_launchers(settings: Settings) -> list[RayLauncher]:
     return [RayLauncher(settings.runs_dir.resolve(), api, python=settings.ray_python)]
 
 
-def _open_database(settings: Settings) -> Database:
+def open_database(settings: Settings) -> Database:
+    """The database of the settings, migrated.
+
+    Raises:
+        StartError: it cannot be opened or migrated.
+    """
     try:
         database = Database(settings.store_url())
     except InputError as error:
@@ -190,21 +225,28 @@ def serve(settings: Settings, on_ready: Callable[[dict[str, Any]], None] = lambd
     """Serve until SIGINT or SIGTERM. With port 0 a free one is taken; `service.json` and `on_ready` tell which.
 
     Raises:
-        StartError: the host is not loopback, the port or the data directory is in use or cannot be used.
+        StartError: a key is needed and there is none; the port, the certificate or the data directory is in use or cannot be
+            used.
     """
-    if settings.host not in LOOPBACK_HOSTS:
-        raise StartError(
-            f"--host is {settings.host}, but without API keys the service listens on loopback only "
-            f"({', '.join(LOOPBACK_HOSTS)}); put a proxy that checks who asks in front of it"
-        )
     with _locked(settings.data_dir), _bound_socket(settings.host, settings.port) as listener:
         log_to_stderr()
         port = listener.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        url = f"http://{host}:{port}"
+        url = f"{'https' if settings.ssl_certfile else 'http'}://{host}:{port}"
         service_file = settings.data_dir / SERVICE_FILE
         service = {"url": url, "pid": os.getpid(), "data_dir": str(settings.data_dir.resolve())}
         app = create_app(settings)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=settings.stop_seconds,
+            ssl_certfile=settings.ssl_certfile, ssl_keyfile=settings.ssl_keyfile,
+        )  # fmt: skip
+        try:
+            config.load()
+        except OSError as error:  # ssl.SSLError is one
+            raise StartError(
+                f"--ssl-certfile {settings.ssl_certfile} with --ssl-keyfile {settings.ssl_keyfile} cannot be used ({error}); "
+                "give a PEM certificate and its key without a password"
+            ) from None
         write_json_atomically(service_file, service)
         on_ready(service)
         try:

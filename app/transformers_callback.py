@@ -50,7 +50,8 @@ class GrowthlawCallback(TrainerCallback):
     ) -> None:
         self._body = {"cohort": cohort, "name": name, "decision_dataset": decision_dataset} | facts
         self._tokens_a_step = tokens_a_step
-        self._client = client or Growthlaw()
+        # Points that are not taken wait for the next log: training stands still for no service.
+        self._client = client or Growthlaw(retry_seconds=0)
         self._waiting: list[dict[str, Any]] = []
         self._run_id: str | None = None
         self._seq = 0

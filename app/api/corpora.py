@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.access import CallerDep
 from app.api.jobs import Job
 from app.api.problems import Problem, responses
 from app.api.service import Page, PageDep, ServiceDep
@@ -81,7 +82,7 @@ def get_corpus(name: str, service: ServiceDep) -> Corpus:
 
 
 @router.post("/corpora", summary="Prepare the bundled corpus", status_code=202, responses=responses(409, 422))
-def post_corpus(body: Annotated[CorpusBody, Body()], service: ServiceDep) -> Job:
+def post_corpus(body: Annotated[CorpusBody, Body()], service: ServiceDep, caller: CallerDep) -> Job:
     """Start a preparation; the answer is its job."""
     folder = service.settings.corpora_dir / body.name
     with service.database.read() as session:
@@ -93,4 +94,4 @@ def post_corpus(body: Annotated[CorpusBody, Body()], service: ServiceDep) -> Job
     spec = CorpusSpec(
         run_id=new_id("job"), name=body.name, corpus_dir=str(folder.resolve()), vocab_size=body.vocab_size
     )
-    return Job.model_validate(enqueue_corpus(service.database, service.settings.runs_dir, spec))
+    return Job.model_validate(enqueue_corpus(service.database, service.settings.runs_dir, spec, owner=caller.id))

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import Literal
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -30,7 +30,7 @@ BYTES_TO_WRITE = 4096
 class Health(BaseModel):
     status: str
     version: str
-    data_dir: str
+    data_dir: str | None = Field(description="null where keys are needed: this route is open")
     num_slots: int
 
 
@@ -51,7 +51,7 @@ def healthz(service: ServiceDep) -> Health:
     return Health(
         status="ok",
         version=version("growthlaw"),
-        data_dir=str(service.settings.data_dir.resolve()),
+        data_dir=None if service.settings.needs_key else str(service.settings.data_dir.resolve()),
         num_slots=service.settings.num_slots,
     )
 

@@ -10,20 +10,28 @@ import json
 from collections.abc import Iterable
 from typing import Annotated
 
-from fastapi import Header
+from fastapi import Depends, Header
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
+from app.api.access import CallerDep
 from app.api.problems import Problem
 from app.store.tables import RequestRow
 
-IdempotencyKey = Annotated[
+GivenKey = Annotated[
     str | None,
     Header(
         min_length=1, max_length=200, pattern=r"^[\x20-\x7e]*$",
         description="the same key and body do nothing twice, and give the same answer",
     ),
 ]  # fmt: skip
+
+
+def _own_key(caller: CallerDep, idempotency_key: GivenKey = None) -> str | None:
+    return None if idempotency_key is None else caller.own(idempotency_key)
+
+
+IdempotencyKey = Annotated[str | None, Depends(_own_key)]
 
 
 def request_hash(body: BaseModel, *, later_fields: Iterable[str] = ()) -> str:

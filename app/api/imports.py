@@ -13,6 +13,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import Message
 
+from app.api.access import Caller, CallerDep
 from app.api.import_bodies import ImportOptionsBody
 from app.api.problems import Problem, responses
 from app.api.service import Service, ServiceDep
@@ -203,16 +204,18 @@ _BODY = {
 def post_import(
     given: Annotated[ImportRequest, Depends(import_request)],
     service: ServiceDep,
+    caller: CallerDep,
     dry_run: Annotated[bool, Query(description="check everything, store nothing")] = False,
 ) -> Imported:
     """Logs as files, or the bundled runs: all of it or nothing, and a second time nothing new."""
     if given.options is None:
-        return _import_bundled(service, dry_run, given.restore)
+        return _import_bundled(service, dry_run, given.restore, caller)
     runs = build_runs(given.files, _with_the_cohorts_decision(service, given.options))
     try:
         done = import_runs(
-            service.database, runs, dry_run=dry_run, replace=given.options.replace, restore=given.options.restore
-        )
+            service.database, runs, dry_run=dry_run, replace=given.options.replace, restore=given.options.restore,
+            actor=caller.id,
+        )  # fmt: skip
     except CohortMismatch as error:
         raise Problem.field("/options/cohort", str(error), status=409) from None
     if not dry_run and any(stored.outcome in ("added", "replaced") for stored in done):
@@ -220,14 +223,14 @@ def post_import(
     return Imported(dry_run=dry_run, cohorts=[_counted(given.options.cohort, done)], runs=list(_told(done)))
 
 
-def _import_bundled(service: Service, dry_run: bool, restore: bool) -> Imported:
+def _import_bundled(service: Service, dry_run: bool, restore: bool, caller: Caller) -> Imported:
     try:
         folder = bundled_dir("runs")
     except FileNotFoundError as error:
         raise Problem.field("/bundled", str(error)) from None
     bundle = read_bundle(folder)
     try:
-        done = import_bundle(service.database, bundle, dry_run=dry_run, restore=restore)
+        done = import_bundle(service.database, bundle, dry_run=dry_run, restore=restore, actor=caller.id)
     except CohortMismatch as error:
         raise Problem.field("/bundled", str(error), status=409) from None
     if not dry_run:

@@ -11,7 +11,10 @@ router = APIRouter(tags=["service"])
 
 
 @router.get(
-    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 def metrics(service: ServiceDep) -> Response:
     """Requests, queue, jobs, slots, runs and guidelines for a Prometheus to scrape; see README, "Operating"."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -48,9 +48,11 @@ class ProblemBody(BaseModel):
 class Problem(Exception):
     """Raised by routes; becomes the response."""
 
-    def __init__(self, status: int, detail: str, errors: Sequence[FieldError] = ()) -> None:
+    def __init__(
+        self, status: int, detail: str, errors: Sequence[FieldError] = (), *, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(detail)
-        self.status, self.detail, self.errors = status, detail, list(errors)
+        self.status, self.detail, self.errors, self.headers = status, detail, list(errors), dict(headers or {})
 
     @classmethod
     def field(cls, pointer: str, detail: str, status: int = 422) -> Problem:
@@ -69,7 +71,11 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def _body(status: int, detail: str, errors: Sequence[FieldError] = ()) -> ProblemBody:
     return ProblemBody(
-        title=HTTPStatus(status).phrase, status=status, detail=detail, errors=list(errors), request_id=current_request_id()
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        errors=list(errors),
+        request_id=current_request_id(),
     )
 
 
@@ -90,6 +96,18 @@ def problem_of(error: InputError | RequestValidationError, *, in_query: bool = F
         return _body(422, str(error), [FieldError(pointer=pointer, detail=str(error))])
     errors = _validation_errors(error)
     return _body(422, "; ".join(f"{e.pointer or 'body'}: {e.detail}" for e in errors), errors)
+
+
+def problem_response(problem: Problem) -> JSONResponse:
+    """The answer to a request that a problem ended."""
+    response = _response(problem.status, problem.detail, problem.errors)
+    response.headers.update(problem.headers)
+    return response
+
+
+def database_problem(error: OperationalError | InterfaceError) -> Problem:
+    log.error("database_trouble", error=str(error.orig))
+    return Problem(503, f"the database did not answer ({error.orig}); nothing was changed, try again")
 
 
 def _pointer(location: Sequence[str | int]) -> str:
@@ -165,7 +183,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(Problem)
     def on_problem(request: Request, error: Problem) -> JSONResponse:
-        return _response(error.status, error.detail, error.errors)
+        return problem_response(error)
 
     @app.exception_handler(InputError)
     def on_input_error(request: Request, error: InputError) -> JSONResponse:
@@ -199,8 +217,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(InterfaceError)
     @app.exception_handler(OperationalError)
     def on_database_trouble(request: Request, error: OperationalError | InterfaceError) -> JSONResponse:
-        log.error("database_trouble", path=request.url.path, error=str(error.orig))
-        return _response(503, f"the database did not answer ({error.orig}); nothing was changed, try again")
+        return problem_response(database_problem(error))
 
     @app.exception_handler(OSError)
     def on_disk_trouble(request: Request, error: OSError) -> JSONResponse:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.access import CallerDep
 from app.api.idempotency import IdempotencyKey, request_hash
 from app.api.import_bodies import PRINTABLE, RunFactsBody, Word
 from app.api.problems import Problem, responses
@@ -76,7 +77,9 @@ class Pushed(BaseModel):
 
 
 @router.post("/runs", summary="Open a run that pushes its points", responses=responses(409, 422))
-def post_run(body: Annotated[OpenBody, Body()], service: ServiceDep, idempotency_key: IdempotencyKey = None) -> Opened:
+def post_run(
+    body: Annotated[OpenBody, Body()], service: ServiceDep, caller: CallerDep, idempotency_key: IdempotencyKey
+) -> Opened:
     """The same Idempotency-Key and body give the same run again, with the `seq` to go on with."""
     try:
         with service.database.write() as session:
@@ -86,7 +89,7 @@ def post_run(body: Annotated[OpenBody, Body()], service: ServiceDep, idempotency
                 options = replace(
                     options, decision_metric=cohort.decision_metric, decision_dataset=cohort.decision_dataset
                 )
-            run = open_run(session, options, idempotency_key, request_hash(body))
+            run = open_run(session, options, idempotency_key, request_hash(body), actor=caller.id)
             session.flush()
             return Opened(run=Run.model_validate(run), next_seq=run_store.last_seq(session, run.run_id) + 1)
     except CohortMismatch as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy.orm import Session
 
+from app.api.access import CallerDep
 from app.api.import_bodies import PRINTABLE, Word
 from app.api.problems import Problem, responses
 from app.api.runs import Run, find_run
@@ -15,6 +17,7 @@ from app.api.service import ServiceDep
 from app.api.train import RUN_ID_PATTERN
 from app.ingest.correcting import correct, remove
 from app.ingest.live import Conflict
+from app.store import audit
 from app.store import guidelines as guideline_store
 from app.store import runs as run_store
 
@@ -80,7 +83,7 @@ class Removed(BaseModel):
 
 
 @router.patch("/runs/{run_id}", summary="Correct what was said of a run", responses=responses(404, 409, 410))
-def patch_run(run_id: str, body: Annotated[CorrectionBody, Body()], service: ServiceDep) -> Run:
+def patch_run(run_id: str, body: Annotated[CorrectionBody, Body()], service: ServiceDep, caller: CallerDep) -> Run:
     """Refits the cohort. What each column was stays readable in `corrections`."""
     changes = body.changes()
     try:
@@ -88,7 +91,10 @@ def patch_run(run_id: str, body: Annotated[CorrectionBody, Body()], service: Ser
             run = find_run(session, run_id)
             if correct(session, run, changes, body.why):
                 _retire_guideline_without_runs(session, run.cohort)
-            # AUDIT: record(session, actor=..., action="run.corrected", subject=run_id, detail=changes and body.why)
+            audit.record(
+                session, actor=caller.id, action="run.correct", subject=run_id,
+                detail=json.dumps({"changes": changes, "why": body.why}),
+            )  # fmt: skip
             session.flush()
             session.refresh(run)
             corrected = Run.model_validate(run)
@@ -102,6 +108,7 @@ def patch_run(run_id: str, body: Annotated[CorrectionBody, Body()], service: Ser
 def delete_run(
     run_id: str,
     service: ServiceDep,
+    caller: CallerDep,
     why: Annotated[str, Query(max_length=1000, pattern=PRINTABLE, description="kept with the removal")] = "",
 ) -> Removed:
     """Refits the cohort. The id answers 410 from then on, and the same log, bundle row or pushed run does not come back
@@ -112,7 +119,7 @@ def delete_run(
             cohort = run.cohort
             control_of = remove(session, run, why)
             _retire_guideline_without_runs(session, cohort)
-            # AUDIT: record(session, actor=..., action="run.removed", subject=run_id, detail=why)
+            audit.record(session, actor=caller.id, action="run.delete", subject=run_id, detail=why)
     except Conflict as error:
         raise Problem(409, str(error)) from None
     service.refitter.ask(cohort)

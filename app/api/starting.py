@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from sqlalchemy.exc import IntegrityError
 
+from app.api.access import Caller
 from app.api.idempotency import check_same_body, request_hash
 from app.api.problems import Problem
 from app.api.run_bodies import StartBody
@@ -51,10 +52,11 @@ def start_runs(
     manifest: Manifest,
     body: StartBody,
     idempotency_key: str | None,
+    caller: Caller,
     *,
     control_run_id: str | None = None,
 ) -> dict[str, JobRow]:
-    """Queue runs (role -> spec) as one group.
+    """Queue runs (role -> spec) as one group, which is the caller's.
 
     Raises:
         InputError: no worker can ever run them; nothing is queued.
@@ -76,6 +78,7 @@ def start_runs(
             control_run_id=control_run_id,
             engine=body.engine,
             num_nodes=body.num_nodes,
+            owner=caller.id,
         )
     except CohortMismatch as error:
         raise Problem.field("/cohort", str(error), status=409) from None

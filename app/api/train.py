@@ -12,6 +12,7 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
+from app.api.access import CallerDep
 from app.api.idempotency import IdempotencyKey
 from app.api.jobs import Job
 from app.api.problems import Problem, responses
@@ -114,7 +115,7 @@ class StartedJob(Job):
 
 @router.post("/jobs", summary="Start one run", status_code=202, responses=responses(409, 422, 507))
 def post_job(
-    body: Annotated[TrainBody, Body()], service: ServiceDep, idempotency_key: IdempotencyKey = None
+    body: Annotated[TrainBody, Body()], service: ServiceDep, caller: CallerDep, idempotency_key: IdempotencyKey
 ) -> StartedJob:
     """A single size, a growth run, a trunk at constant rate, or a decay leg that leaves a trunk."""
     manifest = service.manifest(body.corpus)
@@ -122,7 +123,7 @@ def post_job(
     if not rows:
         spec = _spec(body, service, manifest)
         rows = start_runs(
-            service, {_role(spec): spec}, manifest, body, idempotency_key, control_run_id=body.control_run_id
+            service, {_role(spec): spec}, manifest, body, idempotency_key, caller, control_run_id=body.control_run_id
         )
     (row,) = rows.values()
     return _answer(row, service, manifest)

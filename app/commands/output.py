@@ -28,8 +28,8 @@ def read_body(file: IO[str]) -> Any:
 
 
 def emit_json(value: Any) -> None:
-    """One line of JSON on stdout."""
-    click.echo(json.dumps(value, allow_nan=False))
+    """One line of JSON on stdout; a page of the client as it came."""
+    click.echo(json.dumps(value, allow_nan=False, default=lambda page: page.json))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

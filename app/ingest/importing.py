@@ -17,11 +17,11 @@ from sqlalchemy.orm import Session
 
 from app.ingest.bundle import Bundle
 from app.jobs.headers import DECISION_METRIC, decision_dataset
-from app.store import removals
+from app.store import audit, removals
 from app.store import runs as run_store
 from app.store.cohorts import join_cohort
 from app.store.database import Database
-from app.store.tables import RunRow
+from app.store.tables import LOCAL, RunRow
 from fitting.errors import InputError
 from fitting.table import COLUMNS, column_values
 
@@ -47,11 +47,12 @@ class CohortImport:
 
 
 def import_bundle(
-    database: Database, bundle: Bundle, *, dry_run: bool = False, restore: bool = False
+    database: Database, bundle: Bundle, *, dry_run: bool = False, restore: bool = False, actor: str = LOCAL
 ) -> list[CohortImport]:
     """Store the bundle's runs and points under their cohorts, in one transaction.
 
     Args:
+        actor: who imports them.
         dry_run: check everything against the store and say what would be added, but add nothing.
         restore: runs that were removed come back.
 
@@ -62,6 +63,12 @@ def import_bundle(
     rows = {name: _rows(table) for name, table in bundle.runs.items()}
     with database.write() as session:
         done = [_import_cohort(session, name, rows[name], bundle, restore) for name in rows]
+        for cohort in done:
+            if cohort.num_runs_added:
+                audit.record(
+                    session, actor=actor, action="run.import", subject=cohort.cohort,
+                    detail=f"{cohort.num_runs_added} runs of the bundle",
+                )  # fmt: skip
         if dry_run:
             session.rollback()
     return done

@@ -21,7 +21,7 @@ from app.ingest.judging import final_loss, peak_rate
 from app.ingest.logs.rows import LogRow
 from app.ingest.stages import TRAIN_LOSS
 from app.ingest.storing import SOURCE, check_table, enter_cohort
-from app.store import removals
+from app.store import audit, removals
 from app.store import runs as run_store
 from app.store.ids import new_id
 from app.store.tables import PointRow, RunRow
@@ -49,8 +49,10 @@ class LivePoint:
     time: str
 
 
-def open_run(session: Session, options: ImportOptions, request_key: str | None, request_hash: str) -> RunRow:
-    """A run that will push; the same key and request give the same run again.
+def open_run(
+    session: Session, options: ImportOptions, request_key: str | None, request_hash: str, *, actor: str
+) -> RunRow:
+    """A run that will push, opened by ``actor``; the same key and request give the same run again.
 
     Raises:
         Conflict: the key came with another request, or the cohort has a run of this name.
@@ -86,6 +88,9 @@ def open_run(session: Session, options: ImportOptions, request_key: str | None, 
         provenance=json.dumps(live), **header,
     )  # fmt: skip
     run_store.add_run(session, row)
+    audit.record(
+        session, actor=actor, action="run.open", subject=row.run_id, detail=f"{row.name!r} in cohort {row.cohort!r}"
+    )
     return row
 
 

@@ -16,12 +16,12 @@ from sqlalchemy.orm import Session
 
 from app.contract import MetricLine
 from app.ingest.imported import ImportedRun
-from app.store import removals
+from app.store import audit, removals
 from app.store import runs as run_store
 from app.store.cohorts import join_cohort
 from app.store.database import Database
 from app.store.ids import new_id
-from app.store.tables import CohortRow, RunRow
+from app.store.tables import LOCAL, CohortRow, RunRow
 from fitting.errors import InputError
 from fitting.table import COLUMNS, read_runs
 
@@ -49,10 +49,12 @@ def import_runs(
     dry_run: bool = False,
     replace: bool = False,
     restore: bool = False,
+    actor: str = LOCAL,
 ) -> list[StoredRun]:
     """Store runs with their points under their cohorts, in one transaction.
 
     Args:
+        actor: who imports them.
         dry_run: check everything against the store and say what would be done, but do nothing.
         replace: a run of the same cohort and name takes the new content and loses its corrections; its id stays.
         restore: a run that was removed comes back, under the id it had; else it stays away.
@@ -65,6 +67,12 @@ def import_runs(
         done = [_store(session, run, replace=replace, restore=restore) for run in runs]
         for cohort in {str(run.header["cohort"]) for run in runs}:
             check_table(session, cohort)
+        for stored in done:
+            if stored.outcome in ("added", "replaced"):
+                audit.record(
+                    session, actor=actor, action="run.import", subject=str(stored.run_id),
+                    detail=f"{stored.outcome} {stored.run.name!r} in cohort {stored.run.header['cohort']!r}",
+                )  # fmt: skip
         if dry_run:
             session.rollback()
             return [_undone(stored) for stored in done]

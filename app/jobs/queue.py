@@ -11,6 +11,7 @@ from app.contract import SPEC_FILE, CorpusSpec, Spec, UploadSpec
 from app.corpus.shards import Manifest
 from app.jobs.headers import DECISION_METRIC, decision_dataset, recipe_of, run_row
 from app.records import to_dict, write_json_atomically
+from app.store import audit
 from app.store import jobs as job_store
 from app.store import recommendations as recommendation_store
 from app.store import runs as run_store
@@ -19,7 +20,7 @@ from app.store.cohorts import join_cohort
 from app.store.database import Database
 from app.store.ids import new_id
 from app.store.recommendations import Answered
-from app.store.tables import JobRow
+from app.store.tables import LOCAL, JobRow
 
 EXPORT_PRIORITY = 1_000
 
@@ -37,10 +38,11 @@ def enqueue_arms(
     engine: str = "local",
     num_nodes: int = 1,
     follows: str | Answered | None = None,
+    owner: str = LOCAL,
 ) -> dict[str, JobRow]:
     """Queue the arms of one design (role -> spec) as a group.
 
-    The others' control is the scratch arm, else the run ``control_run_id``.
+    The others' control is the scratch arm, else the run ``control_run_id``. ``owner`` is the key that launches them.
 
     Args:
         follows: the recommendation that they follow: a kept one's id, or an answer that is kept with them.
@@ -73,6 +75,7 @@ def enqueue_arms(
             request_key=request_key,
             request_hash=request_hash,
             recommendation_id=follows.id if isinstance(follows, Answered) else follows,
+            owner=owner,
         )
     first = next(iter(specs.values()))
     recipe = recipe_of(first, manifest)
@@ -90,6 +93,10 @@ def enqueue_arms(
             for role, row in rows.items():
                 run_store.add_run(session, run_row(specs[role], manifest, row.control_run_id))
                 job_store.add_job(session, row)
+                audit.record(
+                    session, actor=owner, action="job.launch", subject=row.id,
+                    detail=f"{role} run {row.run_id}, {row.name!r} in cohort {row.cohort!r}",
+                )  # fmt: skip
     except BaseException:
         for run_dir in written:
             shutil.rmtree(run_dir, ignore_errors=True)
@@ -97,7 +104,9 @@ def enqueue_arms(
     return rows
 
 
-def enqueue_corpus(database: Database, runs_dir: Path, spec: CorpusSpec, *, priority: int = 0) -> JobRow:
+def enqueue_corpus(
+    database: Database, runs_dir: Path, spec: CorpusSpec, *, priority: int = 0, owner: str = LOCAL
+) -> JobRow:
     """Queue a corpus preparation."""
     row = JobRow(
         id=spec.run_id,
@@ -109,12 +118,13 @@ def enqueue_corpus(database: Database, runs_dir: Path, spec: CorpusSpec, *, prio
         device="cpu",
         run_dir=str((runs_dir / spec.run_id).resolve()),
         spec=json.dumps(to_dict(spec)),
+        owner=owner,
     )
-    _add_alone(database, row, spec)
+    _add_alone(database, row, spec, "job.launch", row.id, f"corpus {spec.name!r}")
     return row
 
 
-def enqueue_upload(database: Database, runs_dir: Path, spec: UploadSpec) -> JobRow:
+def enqueue_upload(database: Database, runs_dir: Path, spec: UploadSpec, *, of_job: str, owner: str = LOCAL) -> JobRow:
     """Queue an export of a run's files, before everything that trains: it needs a slot for minutes, not days."""
     row = JobRow(
         id=spec.run_id,
@@ -126,8 +136,9 @@ def enqueue_upload(database: Database, runs_dir: Path, spec: UploadSpec) -> JobR
         device="cpu",
         run_dir=str((runs_dir / spec.run_id).resolve()),
         spec=json.dumps(to_dict(spec)),
+        owner=owner,
     )
-    _add_alone(database, row, spec)
+    _add_alone(database, row, spec, "job.export", of_job, f"{spec.source} to {spec.url} by {row.id}")
     return row
 
 
@@ -138,11 +149,14 @@ def upload_under_way(database: Database, url: str) -> str | None:
     return next((job.id for job in active if json.loads(job.spec)["url"] == url), None)
 
 
-def _add_alone(database: Database, row: JobRow, spec: CorpusSpec | UploadSpec) -> None:
+def _add_alone(
+    database: Database, row: JobRow, spec: CorpusSpec | UploadSpec, action: audit.Action, subject: str, detail: str
+) -> None:
     run_dir = _write_spec(Path(row.run_dir), spec)
     try:
         with database.write() as session:
             job_store.add_job(session, row)
+            audit.record(session, actor=row.owner, action=action, subject=subject, detail=detail)
     except BaseException:
         shutil.rmtree(run_dir, ignore_errors=True)
         raise

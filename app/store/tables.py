@@ -10,6 +10,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # 64 bits in every database: SQLite's INTEGER has them, and it numbers rows itself only for exactly that type.
 WholeNumber = BigInteger().with_variant(Integer, "sqlite")
+# Who acts without a key: someone on the machine itself, over loopback or with the command.
+LOCAL = "local"
 
 
 class PlainText(TypeDecorator[str]):
@@ -173,6 +175,7 @@ class JobRow(Base):
         wish: what a user asked of a running one.
         cause: why a failed one failed, as :mod:`app.jobs.outcome` tells causes apart.
         request_key, request_hash: the Idempotency-Key it came with, and the SHA-256 of that request's body.
+        owner: the id of the key that launched it, or ``local`` where it was launched without one.
         engine: what runs it: ``local``, ``ray`` or ``exec``.
         handle: what its launcher calls the running attempt; None before it was submitted and after it ended.
         recommendation_id: the kept answer that it follows.
@@ -215,6 +218,7 @@ class JobRow(Base):
     created_at: Mapped[str] = mapped_column(default=utc_now)
     started_at: Mapped[str | None]
     finished_at: Mapped[str | None]
+    owner: Mapped[str] = mapped_column(default=LOCAL, server_default=LOCAL)
 
 
 class JobEventRow(Base):
@@ -274,3 +278,29 @@ class RequestRow(Base):
     request_hash: Mapped[str]
     answer: Mapped[str]
     created_at: Mapped[str] = mapped_column(default=utc_now)
+
+
+class KeyRow(Base):
+    """An API key: a hash of its token, never the token. A revoked one stays, so that the audit log can name it."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    scope: Mapped[str]
+    token_hash: Mapped[str]
+    created_at: Mapped[str] = mapped_column(default=utc_now)
+    revoked_at: Mapped[str | None]
+
+
+class AuditRow(Base):
+    """One deed: who (the id of a key, or ``local``) did what to which job, run, cohort, guideline or key."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(WholeNumber, primary_key=True, autoincrement=True)
+    time: Mapped[str] = mapped_column(default=utc_now)
+    actor: Mapped[str]
+    action: Mapped[str]
+    subject: Mapped[str]
+    detail: Mapped[str] = mapped_column(default="")
