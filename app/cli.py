@@ -20,6 +20,7 @@ VERBS = {
     "jobs": "list, watch, pause, resume, cancel and retry jobs; their logs and checkpoints",
     "workers": "what jobs run on, and what is free",
     "runs": "list and import runs, and report on a folder of them",
+    "guidelines": "versions of guidelines: list, show, compare, activate, refit",
     "corpus": "prepare and list corpora",
     "evaluate": "losses of checkpoints, and what each layer is worth",
     "checkpoint": "grow, verify and show checkpoints",

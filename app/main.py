@@ -74,11 +74,12 @@ def create_app(settings: Settings) -> FastAPI:
         folder.mkdir(parents=True, exist_ok=True)
     launchers = _launchers(settings)
     database = _open_database(settings)
-    refitter = Refitter(database)
+    owner = f"{socket.gethostname()}:{settings.data_dir.resolve()}"
+    refitter = Refitter(database, owner=owner, after_seconds=settings.refit_after_seconds)
     supervisor = Supervisor(
         database,
         launchers,
-        owner=f"{socket.gethostname()}:{settings.data_dir.resolve()}",
+        owner=owner,
         on_run_ended=refitter.ask,
         # A database of its own holds no jobs of other services: there, one whose folder moved fails and says so.
         runs_dir=settings.runs_dir.resolve() if settings.database_url else None,

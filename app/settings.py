@@ -36,6 +36,7 @@ class Settings(BaseSettings):
         ray_token, ray_token_file: Ray's token, or the file it is in.
         ray_python: the Python of Ray's workers that has this package.
         lease_seconds: how long a service may be silent before another takes its jobs over.
+        refit_after_seconds: how long a refit waits for further runs to end; ten times that at most.
     """
 
     model_config = SettingsConfigDict(env_prefix="GROWTHLAW_", extra="ignore", hide_input_in_errors=True)
@@ -53,6 +54,7 @@ class Settings(BaseSettings):
     ray_token_file: Path | None = None
     ray_python: str = Field(default="python", min_length=1)
     lease_seconds: float = Field(default=LEASE_SECONDS, ge=1, le=86_400)
+    refit_after_seconds: float = Field(default=2.0, ge=0, le=86_400)
 
     @field_validator("export_urls", mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.problems import Problem, responses
 from app.api.service import Service, ServiceDep
+from app.guidelines.versions import newer_answer
 from app.ingest.importing import SOURCE
 from app.store import guidelines as guideline_store
 from app.store import runs as run_store
@@ -115,9 +117,10 @@ def find_guideline(service: Service, name: str, cohort: str | None) -> Guideline
 def post_recommend(body: Annotated[RecommendBody, Body()], service: ServiceDep) -> Recommendation:
     request = body.to_request()
     guideline = find_guideline(service, body.guideline, body.cohort)
-    return with_alternatives_from(
+    answer = with_alternatives_from(
         recommend(request, guideline), request, imported_guidelines(service, guideline.cohort)
     )
+    return replace(answer, newer=newer_answer(service.database, guideline, request, service.guideline))
 
 
 def imported_guidelines(service: Service, cohort: str | None) -> list[Guideline]:

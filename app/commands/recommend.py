@@ -103,6 +103,8 @@ def print_answer(answer: dict[str, Any]) -> None:
         rows.append((f"base {accounting}", f"{told['decision'] or 'cannot tell'}: {told['reason']}"))
     for name, value in rows:
         click.echo(f"  {name:16}{value}")
+    if answer.get("newer"):
+        click.echo(f"  {'newer':16}{_newer(answer['newer'])}")
     for warning in answer["warnings"]:
         click.echo(f"  ! {warning}")
     if answer["alternatives"]:
@@ -116,6 +118,16 @@ def print_answer(answer: dict[str, Any]) -> None:
                 f"after {short(row['growth_timing_tokens'])} tokens: {row['delta_nats']:+.4f} nats"
                 f"{_interval(row['delta_interval'])}"
             )
+
+
+def _newer(newer: dict[str, Any]) -> str:
+    """What the version that answers now says to the same question."""
+    text = f"version {newer['version']} answers now and says {newer['decision']}"
+    if newer["growth_timing_tokens"]:
+        text += f", x{newer['growth_factor']:g} after {short(newer['growth_timing_tokens'])} tokens"
+    if newer["delta_nats"] is not None:
+        text += f": {newer['delta_nats']:+.4f} nats{_interval(newer['delta_interval'])}"
+    return text
 
 
 def _model(model: dict[str, Any]) -> str:
