@@ -22,6 +22,7 @@ VERBS = {
     "restore": "put a backup back",
     "workers": "what jobs run on, and what is free",
     "runs": "list, import, correct and remove runs, and report on a folder of them",
+    "guidelines": "versions of guidelines: list, show, compare, activate, refit",
     "corpus": "prepare and list corpora",
     "keys": "make, list and revoke the keys of a service beyond loopback",
     "audit": "who launched, cancelled, imported and changed what",

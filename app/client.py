@@ -231,6 +231,25 @@ class Growthlaw:
     def guideline(self, guideline_id: str) -> GuidelineDetail:
         return GuidelineDetail(self._call("GET", self._item("guidelines", guideline_id)), self)
 
+    def guideline_diff(self, guideline_id: str, other_id: str) -> Json:
+        """`GET /guidelines/{id}/diff/{other}`: what changed from the first to the other, and what both answer."""
+        other = quote(other_id, safe="")
+        return self._call("GET", f"{self._item('guidelines', guideline_id)}/diff/{other}")
+
+    def activate_guideline(self, guideline_id: str, *, pinned: bool = True) -> Json:
+        """`POST /guidelines/{id}/activate`; pinned, no promotion replaces it."""
+        return self._call("POST", self._item("guidelines", guideline_id) + "/activate", body={"pinned": pinned})
+
+    def refit(self, cohort: str) -> Json:
+        """`POST /guidelines/refit`: the refit that was asked for; `refit_state` tells how it stands."""
+        return self._call("POST", "/guidelines/refit", body={"cohort": cohort})
+
+    def refits(self, **query: Any) -> Json:
+        return self._call("GET", "/guidelines/refits", query=query)
+
+    def refit_state(self, refit_id: str) -> Json:
+        return self._call("GET", self._item("guidelines/refits", refit_id))
+
     def corpora(self) -> list[Json]:
         return self._all("/corpora")
 

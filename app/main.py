@@ -86,11 +86,12 @@ def create_app(settings: Settings) -> FastAPI:
     launchers = _launchers(settings)
     database = open_database(settings)
     _check_keys(settings, database)
-    refitter = Refitter(database)
+    owner = f"{socket.gethostname()}:{settings.data_dir.resolve()}"
+    refitter = Refitter(database, owner=owner, after_seconds=settings.refit_after_seconds)
     supervisor = Supervisor(
         database,
         launchers,
-        owner=f"{socket.gethostname()}:{settings.data_dir.resolve()}",
+        owner=owner,
         on_run_ended=refitter.ask,
         # A database of its own holds no jobs of other services: there, one whose folder moved fails and says so.
         runs_dir=settings.runs_dir.resolve() if settings.database_url else None,
@@ -250,9 +251,6 @@ def serve(settings: Settings, on_ready: Callable[[dict[str, Any]], None] = lambd
         write_json_atomically(service_file, service)
         on_ready(service)
         try:
-            config = uvicorn.Config(
-                app, log_config=None, access_log=False, timeout_graceful_shutdown=settings.stop_seconds
-            )
             structlog.get_logger().info("serving", url=url, docs=f"{url}/docs", data_dir=str(settings.data_dir))
             StoppableServer(
                 config,

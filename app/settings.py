@@ -43,6 +43,7 @@ class Settings(BaseSettings):
         cors_origins: whose pages may call the API from a browser, parted by spaces: `https://dash.example`, exactly.
         ssl_certfile, ssl_keyfile: serve TLS with them.
         lease_seconds: how long a service may be silent before another takes its jobs over.
+        refit_after_seconds: how long a refit waits for further runs to end; ten times that at most.
     """
 
     model_config = SettingsConfigDict(env_prefix="GROWTHLAW_", extra="ignore", hide_input_in_errors=True)
@@ -67,6 +68,7 @@ class Settings(BaseSettings):
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
     lease_seconds: float = Field(default=LEASE_SECONDS, ge=1, le=86_400)
+    refit_after_seconds: float = Field(default=2.0, ge=0, le=86_400)
 
     @field_validator("export_urls", "allowed_hosts", "cors_origins", mode="before")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Query
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.api.problems import ProblemBody, problem_of, responses
 from app.api.questions import QuestionBody, RecommendBody
 from app.api.service import Service, ServiceDep
+from app.guidelines.versions import newer_answer
 from app.ingest.importing import SOURCE
 from app.store import guidelines as guideline_store
 from app.store import recommendations as recommendation_store
@@ -158,6 +159,7 @@ def answer(service: Service, body: RecommendBody) -> tuple[Recommendation, Answe
     found = with_alternatives_from(
         recommend(question, guideline), question, imported_guidelines(service, guideline.cohort)
     )
+    found = replace(found, newer=newer_answer(service.database, guideline, question, service.guideline))
     fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     answered = Recommendation(**fields, id=new_id("rec"), kept=body.keep)
     asked = Answered(
@@ -193,10 +195,11 @@ def post_batch(body: Annotated[BatchBody, Body()], service: ServiceDep) -> Batch
         try:
             asked = RecommendBody.model_validate(question)
             answered, row = answer(service, asked)
-        except (ValidationError, InputError) as error:
-            if isinstance(error, ValidationError):
-                error = RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()])
+        except InputError as error:
             results.append(BatchResult(index=index, answer=None, problem=problem_of(error)))
+        except ValidationError as error:
+            told = RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
+            results.append(BatchResult(index=index, answer=None, problem=problem_of(told)))
         else:
             results.append(BatchResult(index=index, answer=answered, problem=None))
             kept += [row] if asked.keep else []

@@ -6,11 +6,15 @@ import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from app.api.problems import Problem, responses
-from app.api.service import Page, PageDep, ServiceDep
+from app.api.questions import RecommendBody
+from app.api.service import Page, PageDep, Service, ServiceDep
+from app.guidelines.versions import newer_answer
 from app.store import recommendations as recommendation_store
+from fitting.errors import InputError
+from fitting.recommendation.answer import Newer
 
 router = APIRouter(tags=["recommend"])
 
@@ -29,10 +33,12 @@ class KeptSummary(BaseModel):
 
 
 class KeptRecommendation(KeptSummary):
-    """The question, and the answer as it was given then. Neither ever changes."""
+    """The question, and the answer as it was given then. Neither ever changes; `newer` is what the version that answers today
+    says to the same question, where that is a newer one."""
 
     question: dict[str, Any]
     answer: dict[str, Any]
+    newer: Newer | None
 
 
 @router.get("/recommendations", summary="List kept answers", responses=responses(422))
@@ -56,4 +62,22 @@ def get_recommendation(recommendation_id: str, service: ServiceDep) -> KeptRecom
             f"no answer is kept under {recommendation_id!r}; ask with keep: true, or name the answer in POST /grow",
         )
     summary = KeptSummary.model_validate(row)
-    return KeptRecommendation(**summary.model_dump(), question=json.loads(row.question), answer=json.loads(row.answer))
+    question = json.loads(row.question)
+    return KeptRecommendation(
+        **summary.model_dump(), question=question, answer=json.loads(row.answer),
+        newer=_newer(service, row.guideline_id, question),
+    )  # fmt: skip
+
+
+def _newer(service: Service, guideline_id: str, question: dict[str, Any]) -> Newer | None:
+    guideline = service.guideline(guideline_id)
+    if guideline is None:
+        return None
+    try:
+        asked = RecommendBody.model_validate(question).to_question(service.settings.checkpoints_dir)
+        return newer_answer(service.database, guideline, asked, service.guideline)
+    except (
+        ValidationError,
+        InputError,
+    ):  # such as a base that is no longer there: then only the answer of its day is known
+        return None

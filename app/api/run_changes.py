@@ -129,4 +129,4 @@ def delete_run(
 def _retire_guideline_without_runs(session: Session, cohort: str) -> None:
     """A cohort whose last final loss is gone has nothing to fit: no guideline of its old runs answers any more."""
     if not run_store.has_final_runs(session, cohort):
-        guideline_store.retire(session, cohort)
+        guideline_store.deactivate(session, cohort)

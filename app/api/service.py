@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from app.api.problems import Problem
 from app.contract import NAME_PATTERN
 from app.corpus.shards import Manifest, read_manifest
-from app.guidelines.refit import load_guideline
 from app.guidelines.refitter import Refitter
+from app.guidelines.versions import load_guideline
 from app.jobs.supervisor import Supervisor
 from app.observe.metrics import LauncherCollector, Metrics
 from app.observe.stored import StoredCollector

@@ -53,6 +53,8 @@ def print_answer(answer: dict[str, Any]) -> None:
         click.echo(f"  {name:16}{value}")
     if answer.get("kept"):
         click.echo(f"  kept            {answer['id']}")
+    if answer.get("newer"):
+        click.echo(f"  {'newer':16}{_newer(answer['newer'])}")
     for warning in answer["warnings"]:
         click.echo(f"  ! {warning}")
     if answer["alternatives"]:
@@ -85,6 +87,16 @@ def _reached(goal: dict[str, Any] | None) -> list[tuple[str, str]]:
             told = f"{reach['compute_flops']:.3g} FLOPs{span}, {reach['grade']}"
         rows.append((name, told))
     return rows
+
+
+def _newer(newer: dict[str, Any]) -> str:
+    """What the version that answers now says to the same question."""
+    text = f"version {newer['version']} answers now and says {newer['decision']}"
+    if newer["growth_timing_tokens"]:
+        text += f", x{newer['growth_factor']:g} after {short(newer['growth_timing_tokens'])} tokens"
+    if newer["delta_nats"] is not None:
+        text += f": {newer['delta_nats']:+.4f} nats{_interval(newer['delta_interval'])}"
+    return text
 
 
 def _model(model: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ COLUMNS = (
 
 @click.group()
 def runs() -> None:
-    """List stored runs and their points, import, correct and remove them, report on a folder of runs."""
+    """List, import, correct and remove stored runs, report on a folder of them, replay how they refine."""
 
 
 @runs.command("list")
@@ -130,4 +130,35 @@ def report(runs_dir: Path, out: Path, seed: int) -> None:
     from app.report.writing import write_report
 
     for path in write_report(runs_dir, out, seed=seed):
+        click.echo(str(path))
+
+
+@runs.command()
+@click.argument("runs_dir", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Folder to write to."
+)
+@click.option("--cohort", default=None, help="Whose runs; the cohort with the most grown runs where left out.")
+@click.option("--every", default=5, show_default=True, type=click.IntRange(1), help="Runs between two refits.")
+def replay(runs_dir: Path, out: Path, cohort: str | None, every: int) -> None:
+    """Let the runs of RUNS_DIR arrive one by one in a new store; write how the guideline did beside the rules."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from app.report.refinement import write_replay
+    from app.report.replay import replay as replay_runs
+    from app.report.replay import summary
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("runs", total=None)
+        result = replay_runs(
+            runs_dir,
+            cohort=cohort,
+            every=every,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    written = write_replay(result, out)
+    for sentence in summary(result):
+        click.echo(sentence)
+    for path in written:
         click.echo(str(path))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from app.store.tables import GuidelineRow
+from app.store.tables import GuidelineRow, utc_now
 
 
 def next_version(session: Session, cohort: str) -> int:
@@ -18,14 +18,24 @@ def next_version(session: Session, cohort: str) -> int:
 def add_guideline(session: Session, guideline: GuidelineRow) -> None:
     """Store a version; if it is active, the one before steps back."""
     if guideline.is_active:
-        session.execute(update(GuidelineRow).where(GuidelineRow.cohort == guideline.cohort).values(is_active=False))
+        deactivate(session, guideline.cohort)
+        guideline.activated_at = utc_now()
     session.add(guideline)
     session.flush()
 
 
-def retire(session: Session, cohort: str) -> None:
-    """Leave the cohort without an active version."""
-    session.execute(update(GuidelineRow).where(GuidelineRow.cohort == cohort).values(is_active=False))
+def deactivate(session: Session, cohort: str) -> None:
+    """No version of the cohort answers any more."""
+    session.execute(
+        update(GuidelineRow).where(GuidelineRow.cohort == cohort).values(is_active=False, is_pinned=False)
+    )  # fmt: skip
+
+
+def activate(session: Session, guideline: GuidelineRow, *, is_pinned: bool) -> None:
+    """Make a stored version the active one of its cohort."""
+    deactivate(session, guideline.cohort)
+    values = {"is_active": True, "is_pinned": is_pinned, "activated_at": utc_now()}
+    session.execute(update(GuidelineRow).where(GuidelineRow.id == guideline.id).values(**values))
 
 
 def get_guideline(session: Session, guideline_id: str) -> GuidelineRow | None:
@@ -36,6 +46,19 @@ def active_guideline(session: Session, cohort: str) -> GuidelineRow | None:
     return session.scalars(
         select(GuidelineRow).where(GuidelineRow.cohort == cohort, GuidelineRow.is_active)
     ).one_or_none()
+
+
+def newest_guideline(session: Session, cohort: str) -> GuidelineRow | None:
+    """The version that was fitted last, active or not."""
+    return session.scalars(
+        select(GuidelineRow).where(GuidelineRow.cohort == cohort).order_by(GuidelineRow.version.desc()).limit(1)
+    ).first()
+
+
+def versions(session: Session, cohort: str) -> dict[str, int]:
+    """Version numbers by id."""
+    found = session.execute(select(GuidelineRow.id, GuidelineRow.version).where(GuidelineRow.cohort == cohort))
+    return {row.id: row.version for row in found}
 
 
 def list_guidelines(

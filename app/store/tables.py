@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Integer, MetaData, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, MetaData, Text, TypeDecorator, UniqueConstraint, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # 64 bits in every database: SQLite's INTEGER has them, and it numbers rows itself only for exactly that type.
@@ -237,7 +237,14 @@ class JobEventRow(Base):
 
 
 class GuidelineRow(Base):
-    """One version of a cohort's guideline; `body` is `fitting.guideline.Guideline` as JSON. One a cohort is active."""
+    """One version of a cohort's guideline; `body` is `fitting.guideline.Guideline` as JSON. One a cohort is active.
+
+    Attributes:
+        outcome: what was decided when it was stored (`fitting.prequential.promotion.Outcome`), `reason` why.
+        report: the scores behind that, JSON (`app.guidelines.report`).
+        rows_hash: of the rows of its own runs, so that a later correction of one is known; None before revision 0006.
+        is_pinned: activated by hand, and stays until released or until another one is activated by hand.
+    """
 
     __tablename__ = "guidelines"
     __table_args__ = (UniqueConstraint("cohort", "version"),)
@@ -251,6 +258,77 @@ class GuidelineRow(Base):
     reason: Mapped[str]
     body: Mapped[str]
     created_at: Mapped[str] = mapped_column(default=utc_now)
+    outcome: Mapped[str] = mapped_column(default="newest", server_default="newest")
+    report: Mapped[str] = mapped_column(default="{}", server_default="{}")
+    rows_hash: Mapped[str | None]
+    is_pinned: Mapped[bool] = mapped_column(default=False, server_default=false())
+    activated_at: Mapped[str | None]
+
+
+class PredictionRow(Base):
+    """What one predictor said of a run before it was seen: written once, and never again for the same version.
+
+    What was observed follows the run table (a control's second seed moves it); the prediction does not. It names its run
+    without a foreign key, as it outlives a run that is removed, marked void.
+
+    Attributes:
+        predictor: `guideline`, or a rule's name.
+        guideline_id: the version; empty for rules.
+        quantity: `delta_nats` of a grown run, `loss_nats` of one of a single size.
+        design: JSON of what the prediction was about.
+        family, control: labels of runs whose noise it shares.
+        decision, growth_factor, growth_timing_tokens: what a rule wants at the run's target and compute.
+        score: weighted interval score in nats; None where no number was said.
+        void_reason: why it counts no more.
+    """
+
+    __tablename__ = "predictions"
+    __table_args__ = (Index(None, "cohort", "created_at"),)
+
+    cohort: Mapped[str] = mapped_column(ForeignKey("cohorts.name"), primary_key=True)
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    predictor: Mapped[str] = mapped_column(primary_key=True)
+    guideline_id: Mapped[str] = mapped_column(primary_key=True)
+    quantity: Mapped[str]
+    design: Mapped[str]
+    family: Mapped[str]
+    control: Mapped[str]
+    predicted: Mapped[float | None]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    decision: Mapped[str | None]
+    growth_factor: Mapped[float | None]
+    growth_timing_tokens: Mapped[float | None]
+    observed: Mapped[float]
+    score: Mapped[float | None]
+    void_reason: Mapped[str | None]
+    created_at: Mapped[str] = mapped_column(default=utc_now)
+    observed_at: Mapped[str] = mapped_column(default=utc_now)
+
+
+class RefitRow(Base):
+    """One refit that was asked for: several askings within a short time are one.
+
+    Attributes:
+        state: queued, running, succeeded, unchanged (nothing to fit anew), impossible (nothing that could be fitted), failed.
+        detail: why it ended so, for people.
+        owner: the service that looks after it.
+    """
+
+    __tablename__ = "refits"
+    __table_args__ = (Index(None, "cohort", "id"), Index(None, "owner", "state"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    cohort: Mapped[str] = mapped_column(ForeignKey("cohorts.name"))
+    state: Mapped[str]
+    reason: Mapped[str]
+    detail: Mapped[str] = mapped_column(default="")
+    guideline_id: Mapped[str | None]
+    num_attempts: Mapped[int] = mapped_column(default=0)
+    owner: Mapped[str]
+    asked_at: Mapped[str] = mapped_column(default=utc_now)
+    started_at: Mapped[str | None]
+    finished_at: Mapped[str | None]
 
 
 class RecommendationRow(Base):

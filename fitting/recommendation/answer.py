@@ -183,11 +183,29 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Newer:
+    """What a newer version of the guideline says to the same question.
+
+    ``answered_by`` is the guideline whose words these are: the newer version's id, or the published rule's where it gives none.
+    """
+
+    guideline_id: str
+    version: int
+    answered_by: str
+    decision: Decision
+    growth_factor: float | None
+    growth_timing_tokens: float | None
+    delta_nats: float | None
+    delta_interval: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recommendation:
     """What :func:`fitting.recommendation.recommend` returns; ``to_dict`` is the HTTP contract's body.
 
     The fields after ``warnings`` need fitted laws, but for ``recipe``; ``to_reach`` answers a question for a loss.
     ``growth_timing_range`` is near-optimal on the mean, ``growth_timing_interval`` where the draws' own best timings lie.
+    ``newer`` is set by who holds a newer version than the one asked.
     """
 
     guideline: Mapping[str, Any]
@@ -214,6 +232,7 @@ class Recommendation:
     recipe: Mapping[str, Setting] = field(default_factory=dict)
     borrowed: tuple[str, ...] = ()
     to_reach: LossGoal | None = None
+    newer: Newer | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; tuples become lists."""
