@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from app.commands.mappings import mappings
 from app.commands.output import emit_json, json_option, print_table, url_option
 from app.commands.runs_import import import_runs
 
@@ -75,6 +76,7 @@ def points(url: str | None, as_json: bool, run_id: str, metric: str | None) -> N
 
 
 runs.add_command(import_runs)
+runs.add_command(mappings)
 
 
 @runs.command()

@@ -28,6 +28,7 @@ class ImportOptions:
     Attributes:
         cohort, name: where the run belongs, and what people call it; the name is one run's within its cohort.
         format: of the files; recognised from their content where None.
+        step: the column of the trainer's steps, where a table or a W&B run names it otherwise.
         columns: what columns mean, beside or instead of what the format says.
         tokens, base_tokens: a column or an expression of the tokens a run has seen; the base's is ``tokens`` where None.
         batch_ramp: (from_step, batch_tokens) instead; a growth's counts for both stages.
@@ -49,6 +50,7 @@ class ImportOptions:
     cohort: str
     name: str
     format: str | None = None
+    step: str | None = None
     columns: tuple[ColumnMap, ...] = ()
     tokens: str | None = None
     base_tokens: str | None = None

@@ -42,20 +42,21 @@ class StoredRun:
 
 
 def import_runs(
-    database: Database, runs: Sequence[ImportedRun], *, dry_run: bool = False, replace: bool = False
+    database: Database, runs: Sequence[ImportedRun], *, dry_run: bool = False, replace: bool | Sequence[bool] = False
 ) -> list[StoredRun]:
     """Store runs with their points under their cohorts, in one transaction.
 
     Args:
         dry_run: check everything against the store and say what would be done, but do nothing.
-        replace: a run of the same cohort and name takes the new content; its id stays.
+        replace: a run of the same cohort and name takes the new content; its id stays. One for all, or one a run.
 
     Raises:
         CohortMismatch: the store holds a cohort of this name with another recipe.
         InputError: another run has the name, or the cohort's table would not be one that can be fitted.
     """
     with database.write() as session:
-        done = [_store(session, run, replace=replace) for run in runs]
+        replaces = [replace] * len(runs) if isinstance(replace, bool) else replace
+        done = [_store(session, run, replace=each) for run, each in zip(runs, replaces, strict=True)]
         for cohort in {str(run.header["cohort"]) for run in runs}:
             check_table(session, cohort)
         if dry_run:

@@ -20,7 +20,7 @@ class TokenCount:
     """How many tokens a run has seen when it logs a row.
 
     Args:
-        log: whose rows are counted.
+        log: whose rows are counted, and whose constants an expression may name.
         tokens: a column's name, or an expression of column names and ``step``; None takes what the format documents.
         batch_ramp: (from_step, batch_tokens), rising from step 1; step 1 is the first.
 
@@ -32,6 +32,7 @@ class TokenCount:
         if tokens is not None and batch_ramp:
             raise InputError("batch_ramp", "is given beside tokens", "give one of them")
         columns = {name for row in log.rows for name in row.values}
+        self._constants = log.constants
         self._ramp = _checked_ramp(batch_ramp)
         self._column = tokens if tokens in columns else None
         self._expression: Expression | None = None
@@ -39,9 +40,12 @@ class TokenCount:
             return
         if tokens is not None:
             self._expression = Expression(tokens, "tokens")
-            unknown = self._expression.names - {"step"} - {identifier(name) for name in columns}
+            unknown = self._expression.names - {"step"} - {identifier(name) for name in columns} - log.constants.keys()
             if unknown:
-                known = ", ".join(sorted(identifier(name) for name in columns)[:20]) or "none"
+                known = (
+                    ", ".join([*sorted(identifier(name) for name in columns)[:20], *sorted(log.constants)[:20]])
+                    or "none"
+                )
                 raise InputError(
                     "tokens",
                     f"names {sorted(unknown)[0]!r}, which the log does not have",
@@ -74,7 +78,7 @@ class TokenCount:
             found = row.values.get(self._column or "")
         else:
             named = {identifier(name): value for name, value in row.values.items()}
-            found = self._expression.value(named | {"step": row.step})
+            found = self._expression.value({**self._constants, **named, "step": row.step})
         if found is None or found != found:
             return None
         if not 0 <= found <= MAX_TOKENS:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 from fitting.errors import InputError
 
@@ -60,6 +60,14 @@ class LogRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a tracker says that a run ended, in words for people where it did not end as planned."""
+
+    status: Literal["stopped", "running"]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Log:
     """One run's log.
 
@@ -70,6 +78,9 @@ class Log:
         tokens_hint: an expression that would count them, for the error of a user who gave none.
         planned_steps: where the trainer was to stop.
         name, target_params: of the run, where the log holds several or says so.
+        constants: numbers of the run's configuration, by the name an expression of tokens finds them under.
+        ended: what the log's tracker says of the run's end; None where it says nothing, or that the run is done.
+        num_stepless: rows that hold no step, left out.
     """
 
     format: str
@@ -80,6 +91,9 @@ class Log:
     planned_steps: int | None = None
     name: str = ""
     target_params: float | None = None
+    constants: Mapping[str, float] = field(default_factory=dict)
+    ended: Ended | None = None
+    num_stepless: int = 0
 
 
 def identifier(column: str) -> str:

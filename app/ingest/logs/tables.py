@@ -18,12 +18,12 @@ STEP_COLUMNS = ("step", "_step", "iteration", "iter", "global_step")
 _LONGEST_CELL = 100_000
 
 
-def read_csv(file: LogFile) -> Log:
+def read_csv(file: LogFile, step: str | None = None) -> Log:
     """
     Raises:
         InputError: the file is no table with a header line.
     """
-    return table_log("csv", file.name, csv_rows(file))
+    return table_log("csv", file.name, csv_rows(file), step)
 
 
 def csv_rows(file: LogFile) -> list[dict[str, str]]:
@@ -68,12 +68,12 @@ def _check_header(name: str, header: list[str]) -> None:
         )
 
 
-def read_jsonl(file: LogFile) -> Log:
+def read_jsonl(file: LogFile, step: str | None = None) -> Log:
     """
     Raises:
         InputError: a line is no JSON object.
     """
-    return table_log("jsonl", file.name, _objects(file))
+    return table_log("jsonl", file.name, _objects(file), step)
 
 
 def _objects(file: LogFile) -> Iterator[Mapping[str, Any]]:
@@ -85,7 +85,7 @@ def _objects(file: LogFile) -> Iterator[Mapping[str, Any]]:
             yield row
 
 
-def read_parquet(file: LogFile) -> Log:
+def read_parquet(file: LogFile, step: str | None = None) -> Log:
     """
     Raises:
         InputError: the file is damaged, or larger unpacked than the limits.
@@ -110,26 +110,36 @@ def read_parquet(file: LogFile) -> Log:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise InputError(file.name, f"is no readable Parquet file ({str(error)[:100]})", "write it again") from None
-    return table_log("parquet", file.name, rows)
+    return table_log("parquet", file.name, rows, step)
 
 
-def table_log(format_name: str, where: str, table: Iterable[Mapping[str, Any]], **facts: Any) -> Log:
-    """The log of a table; what it says of itself comes as further fields of `Log`."""
+def table_log(
+    format_name: str, where: str, table: Iterable[Mapping[str, Any]], step: str | None = None, **facts: Any
+) -> Log:
+    """The log of a table.
+
+    Args:
+        step: the column of the trainer's steps; the first of `STEP_COLUMNS` that the first row has where None.
+        facts: what the table says of itself: further fields of `Log`.
+    """
     rows: list[LogRow] = []
-    step_column: str | None = None
+    step_column, num_stepless, place = step, 0, -1
     for place, cells in enumerate(table):
         if step_column is None:
             step_column = next((name for name in STEP_COLUMNS if name in cells), None)
         cell = place if step_column is None else cells.get(step_column)
         if cell is None or cell == "":
-            continue  # a row that belongs to no step
-        step = number(cell)
+            num_stepless += 1
+            continue
+        counted = number(cell)
         values = {
             name: found for name, value in cells.items() if name != step_column and (found := number(value)) is not None
         }
         rows.append(
-            LogRow(step=whole_step(cell if step is None else step, f"row {place + 1} of {where}"), values=values)
+            LogRow(step=whole_step(cell if counted is None else counted, f"row {place + 1} of {where}"), values=values)
         )
         if len(rows) > MAX_ROWS:
             break
-    return Log(format=format_name, rows=check_rows(rows, where), **facts)
+    if place >= 0 and not rows and step is not None:
+        raise InputError("step", f"is the column {step!r}, which no row of {where} has", "name another column")
+    return Log(format=format_name, rows=check_rows(rows, where), num_stepless=num_stepless, **facts)
