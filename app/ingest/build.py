@@ -97,20 +97,12 @@ def _counted_before(grown: Stage, base: Stage, timing: int, options: ImportOptio
 def _points(
     stage: Sequence[StagePoint], phase: Phase, before: int, flops_before: float, model: Model
 ) -> list[ImportedPoint]:
-    return [
-        ImportedPoint(
-            phase=phase,
-            step=point.step,
-            tokens=point.tokens - before,
-            compute_flops=flops_before + (point.tokens - before) * model.flops_per_token,
-            metric=point.column.metric,
-            dataset=point.column.dataset,
-            value=point.value,
-            unit=point.column.unit,
-            time=point.time,
-        )
-        for point in stage
-    ]
+    points = []
+    for step, tokens, column, value, time in stage:
+        seen = tokens - before
+        flops = flops_before + seen * model.flops_per_token
+        points.append(ImportedPoint(phase, step, seen, flops, column.metric, column.dataset, value, column.unit, time))
+    return points
 
 
 def _run(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from app.ingest.joining import join, last_tokens
 from app.ingest.logs.rows import ColumnMap, Ended, Log
@@ -14,8 +15,7 @@ from fitting.errors import InputError
 TRAIN_LOSS = "train_loss"
 
 
-@dataclass(frozen=True, kw_only=True)
-class StagePoint:
+class StagePoint(NamedTuple):
     """One finite value, with the tokens the stage's own count had reached."""
 
     step: int
@@ -88,7 +88,7 @@ def stage_of(
             if seen is None:
                 num_unplaced += 1
             elif math.isfinite(value):
-                points.append(StagePoint(step=row.step, tokens=seen, column=column, value=value, time=row.time))
+                points.append(StagePoint(row.step, seen, column, value, row.time))
     wasted = 0
     for stretch in joined.abandoned:
         before = 0 if stretch.after is None else (count.at(stretch.after) or 0)

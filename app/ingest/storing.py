@@ -7,14 +7,13 @@ that it replaces what stands: a log that has grown since, or was mapped wrongly.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 from sqlalchemy.orm import Session
 
-from app.contract import MetricLine
 from app.ingest.imported import ImportedRun
 from app.store import runs as run_store
 from app.store.cohorts import join_cohort
@@ -90,7 +89,7 @@ def _store(session: Session, run: ImportedRun, *, replace: bool) -> StoredRun:
         row = namesake
         run_store.delete_points(session, row.run_id)
         run_store.finish_run(session, row.run_id, **values)
-    run_store.add_points(session, row.run_id, _lines(run))
+    run_store.copy_points(session, _rows(row.run_id, run))
     return StoredRun(run_id=row.run_id, outcome="added" if namesake is None else "replaced", run=run)
 
 
@@ -112,14 +111,9 @@ def enter_cohort(session: Session, name: str, recipe: Any, metric: str, dataset:
     return cohort
 
 
-def _lines(run: ImportedRun) -> list[MetricLine]:
-    return [
-        MetricLine(
-            seq=seq, phase=point.phase, tokens=point.tokens, compute_flops=point.compute_flops, metric=point.metric,
-            dataset=point.dataset, value=point.value, unit=point.unit, time=point.time,
-        )
-        for seq, point in enumerate(run.points)
-    ]  # fmt: skip
+def _rows(run_id: str, run: ImportedRun) -> Iterator[run_store.PointTuple]:
+    for seq, (phase, _, tokens, flops, metric, dataset, value, unit, time) in enumerate(run.points):
+        yield run_id, seq, phase, tokens, flops, metric, dataset, value, unit, time
 
 
 def check_table(session: Session, cohort: str) -> None:

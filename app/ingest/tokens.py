@@ -32,7 +32,8 @@ class TokenCount:
         if tokens is not None and batch_ramp:
             raise InputError("batch_ramp", "is given beside tokens", "give one of them")
         columns = {name for row in log.rows for name in row.values}
-        self._constants = log.constants
+        self._constants: dict[str, float] = {}
+        self._named: list[tuple[str, str]] = []
         self._ramp = _checked_ramp(batch_ramp)
         self._column = tokens if tokens in columns else None
         self._expression: Expression | None = None
@@ -40,7 +41,11 @@ class TokenCount:
             return
         if tokens is not None:
             self._expression = Expression(tokens, "tokens")
-            unknown = self._expression.names - {"step"} - {identifier(name) for name in columns} - log.constants.keys()
+            wanted = self._expression.names - {"step"}
+            self._named = [(name, identifier(name)) for name in sorted(columns) if identifier(name) in wanted]
+            self._constants = {name: value for name, value in log.constants.items() if name in wanted}
+            _check_apart(self._named)
+            unknown = wanted - {name for _, name in self._named} - self._constants.keys()
             if unknown:
                 known = (
                     ", ".join([*sorted(identifier(name) for name in columns)[:20], *sorted(log.constants)[:20]])
@@ -77,8 +82,11 @@ class TokenCount:
         elif self._expression is None:
             found = row.values.get(self._column or "")
         else:
-            named = {identifier(name): value for name, value in row.values.items()}
-            found = self._expression.value({**self._constants, **named, "step": row.step})
+            named = {**self._constants, "step": row.step}
+            for column, name in self._named:
+                if column in row.values:
+                    named[name] = row.values[column]
+            found = self._expression.value(named)
         if found is None or found != found:
             return None
         if not 0 <= found <= MAX_TOKENS:
@@ -94,6 +102,12 @@ class TokenCount:
             return 0
         whole = ((after - before) * batch for (before, batch), (after, _) in pairwise(self._ramp))
         return [0, *accumulate(whole)][place] + (step - steps[place] + 1) * self._ramp[place][1]
+
+
+def _check_apart(named: Sequence[tuple[str, str]]) -> None:
+    for (one, name), (other, same) in pairwise(sorted(named, key=lambda pair: pair[1])):
+        if name == same:
+            raise InputError("tokens", f"names {name!r}, which is both {one!r} and {other!r}", "leave one of them out")
 
 
 def _checked_ramp(ramp: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,18 @@ import io
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from app.ingest.logs.rows import MAX_COLUMNS, MAX_ROWS, Log, LogFile, LogRow, check_rows, load_json, number, whole_step
+from app.ingest.logs.rows import (
+    MAX_COLUMNS,
+    MAX_ROWS,
+    MAX_STEP,
+    Log,
+    LogFile,
+    LogRow,
+    check_rows,
+    load_json,
+    number,
+    whole_step,
+)
 from fitting.errors import InputError
 
 STEP_COLUMNS = ("step", "_step", "iteration", "iter", "global_step")
@@ -26,7 +37,7 @@ def read_csv(file: LogFile, step: str | None = None) -> Log:
     return table_log("csv", file.name, csv_rows(file), step)
 
 
-def csv_rows(file: LogFile) -> list[dict[str, str]]:
+def csv_rows(file: LogFile) -> Iterator[dict[str, str]]:
     """The rows of a CSV file by column name.
 
     Raises:
@@ -37,8 +48,8 @@ def csv_rows(file: LogFile) -> list[dict[str, str]]:
     delimiter = max((",", ";", "\t"), key=first.count)
     csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows: list[dict[str, str]] = []
     header: list[str] = []
+    num_rows = 0
     try:
         for cells in reader:
             if not header:
@@ -50,12 +61,12 @@ def csv_rows(file: LogFile) -> list[dict[str, str]]:
                         file.name, f"has {len(cells)} cells in line {reader.line_num}, but {len(header)} columns",
                         "quote cells that hold the separator",
                     )  # fmt: skip
-                rows.append(dict(zip(header, cells, strict=False)))
-            if len(rows) > MAX_ROWS:
+                yield dict(zip(header, cells, strict=False))
+                num_rows += 1
+            if num_rows > MAX_ROWS:
                 raise InputError(file.name, f"holds over {MAX_ROWS:,} rows", "keep every tenth row")
     except csv.Error as error:
         raise InputError(file.name, f"is no CSV table ({error})", "give a header line and a row a step") from None
-    return rows
 
 
 def _check_header(name: str, header: list[str]) -> None:
@@ -105,12 +116,12 @@ def read_parquet(file: LogFile, step: str | None = None) -> Log:
             field.name for field in parquet.schema_arrow
             if pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
         ]  # fmt: skip
-        rows = parquet.read(columns=names).to_pylist()
+        rows = (row for batch in parquet.iter_batches(columns=names) for row in batch.to_pylist())
+        return table_log("parquet", file.name, rows, step)
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise InputError(file.name, f"is no readable Parquet file ({str(error)[:100]})", "write it again") from None
-    return table_log("parquet", file.name, rows, step)
 
 
 def table_log(
@@ -135,9 +146,9 @@ def table_log(
         values = {
             name: found for name, value in cells.items() if name != step_column and (found := number(value)) is not None
         }
-        rows.append(
-            LogRow(step=whole_step(cell if counted is None else counted, f"row {place + 1} of {where}"), values=values)
-        )
+        if counted is None or not 0 <= counted <= MAX_STEP or not counted.is_integer():
+            whole_step(cell if counted is None else counted, f"row {place + 1} of {where}")
+        rows.append(LogRow(cell if isinstance(cell, int) else int(counted or 0), values))
         if len(rows) > MAX_ROWS:
             break
     if place >= 0 and not rows and step is not None:
