@@ -16,11 +16,12 @@ ServiceError
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -65,6 +66,31 @@ class Event:
     event: str
     id: str
     data: Json
+
+
+class _Sent:
+    """How many bytes of some files have been read for sending."""
+
+    def __init__(self, total: int, tell: Callable[[str, int, int | None], None]) -> None:
+        self._total, self._done, self._tell = total, 0, tell
+
+    def add(self, count: int) -> None:
+        self._done += count
+        stage = "sending" if self._done < self._total else "the service reads and stores"
+        self._tell(stage, self._done, self._total if self._done < self._total else None)
+
+
+class _Told(io.BytesIO):
+    """A file's bytes that say when they are read."""
+
+    def __init__(self, content: bytes, sent: _Sent) -> None:
+        super().__init__(content)
+        self._sent = sent
+
+    def read(self, size: int | None = -1) -> bytes:
+        chunk = super().read(size)
+        self._sent.add(len(chunk))
+        return chunk
 
 
 class Growthlaw:
@@ -201,17 +227,40 @@ class Growthlaw:
         base: Iterable[tuple[str, bytes]] = (),
         grown: Iterable[tuple[str, bytes]] = (),
         dry_run: bool = False,
+        on_progress: Callable[[str, int, int | None], None] | None = None,
     ) -> Json:
-        """`POST /runs/import`: logs of other trainers, as (name, content), in the order they were written."""
-        parts = [
+        """`POST /runs/import`: logs of other trainers, as (name, content), in the order they were written.
+
+        Args:
+            on_progress: told what is being done, how much of it is, and of how much (bytes), while the files are sent.
+        """
+        parts: list[tuple[str, tuple[str, Any, str]]] = [
             (part, (name, content, "application/octet-stream"))
             for part, given in (("files", files), ("base", base), ("grown", grown))
             for name, content in given
         ]
+        if on_progress is not None:
+            total = sum(len(content) for _, (_, content, _) in parts)
+            sent = _Sent(total, on_progress)
+            parts = [(part, (name, _Told(content, sent), kind)) for part, (name, content, kind) in parts]
         return self._call(
             "POST", "/runs/import", form={"options": json.dumps(options)}, files=parts, query={"dry_run": dry_run},
             repeatable=True,  # the same content twice is stored once
         )  # fmt: skip
+
+    def mappings(self) -> list[Json]:
+        """`GET /mappings`: saved options of imports, by name."""
+        return self._all("/mappings")
+
+    def mapping(self, name: str) -> Json:
+        return self._call("GET", self._item("mappings", name))
+
+    def save_mapping(self, name: str, options: Mapping[str, Any]) -> Json:
+        """`PUT /mappings/{name}`: options of `import_runs` for the next run of a project."""
+        return self._call("PUT", self._item("mappings", name), body=options, repeatable=True)
+
+    def delete_mapping(self, name: str) -> None:
+        self._call("DELETE", self._item("mappings", name))
 
     def open_run(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Json:
         """`POST /runs`: a run that pushes its points while it trains, as `run`, and `next_seq` for its next point."""
@@ -352,7 +401,7 @@ class Growthlaw:
         query: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
         form: Mapping[str, str] | None = None,
-        files: Sequence[tuple[str, tuple[str, bytes, str]]] | None = None,
+        files: Sequence[tuple[str, tuple[str, Any, str]]] | None = None,
         repeatable: bool | None = None,
     ) -> Json:
         """One route's answer. `repeatable`: whether a second sending does nothing new; where left out, GET and what bears an

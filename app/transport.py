@@ -122,6 +122,8 @@ def read(response: httpx.Response) -> Any:
         Refused: it is an error.
         ServiceError: it is no JSON.
     """
+    if response.status_code == 204:
+        return {}
     try:
         answer = response.json()
     except ValueError:

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from app.commands.mappings import mappings
 from app.commands.output import emit_json, json_option, print_table, url_option
 from app.commands.runs_import import import_runs
 
@@ -117,6 +118,7 @@ def remove(url: str | None, as_json: bool, run_id: str, why: str) -> None:
 
 
 runs.add_command(import_runs)
+runs.add_command(mappings)
 
 
 @runs.command()

@@ -14,7 +14,7 @@ from app.store import guidelines as guideline_store
 from app.store.database import Database
 from app.store.tables import LOCAL, GuidelineRow
 from fitting.guideline import Guideline
-from fitting.recommendation import LossRequest, Request, recommend
+from fitting.recommendation import Question, recommend
 from fitting.recommendation.answer import Newer
 
 
@@ -49,7 +49,7 @@ def activate_by_hand(database: Database, guideline_id: str, *, pinned: bool, act
 def newer_answer(
     database: Database,
     guideline: Guideline,
-    request: Request | LossRequest,
+    request: Question,
     load: Callable[[str], Guideline | None] | None = None,
 ) -> Newer | None:
     """What the active version of the guideline's cohort says to the same question; None where that is no newer one.

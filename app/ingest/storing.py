@@ -7,14 +7,13 @@ that it replaces what stands: a log that has grown since, or was mapped wrongly.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 from sqlalchemy.orm import Session
 
-from app.contract import MetricLine
 from app.ingest.imported import ImportedRun
 from app.store import audit, removals
 from app.store import runs as run_store
@@ -47,8 +46,8 @@ def import_runs(
     runs: Sequence[ImportedRun],
     *,
     dry_run: bool = False,
-    replace: bool = False,
-    restore: bool = False,
+    replace: bool | Sequence[bool] = False,
+    restore: bool | Sequence[bool] = False,
     actor: str = LOCAL,
 ) -> list[StoredRun]:
     """Store runs with their points under their cohorts, in one transaction.
@@ -57,14 +56,19 @@ def import_runs(
         actor: who imports them.
         dry_run: check everything against the store and say what would be done, but do nothing.
         replace: a run of the same cohort and name takes the new content and loses its corrections; its id stays.
-        restore: a run that was removed comes back, under the id it had; else it stays away.
+        restore: a run that was removed comes back, under the id it had; else it stays away. Both for all runs, or one a run.
 
     Raises:
         CohortMismatch: the store holds a cohort of this name with another recipe.
         InputError: another run has the name, or the cohort's table would not be one that can be fitted.
     """
     with database.write() as session:
-        done = [_store(session, run, replace=replace, restore=restore) for run in runs]
+        replaces = [replace] * len(runs) if isinstance(replace, bool) else replace
+        restores = [restore] * len(runs) if isinstance(restore, bool) else restore
+        done = [
+            _store(session, run, replace=replaces_it, restore=restores_it)
+            for run, replaces_it, restores_it in zip(runs, replaces, restores, strict=True)
+        ]
         for cohort in {str(run.header["cohort"]) for run in runs}:
             check_table(session, cohort)
         for stored in done:
@@ -115,7 +119,7 @@ def _store(session: Session, run: ImportedRun, *, replace: bool, restore: bool) 
         row = namesake
         run_store.delete_points(session, row.run_id)
         run_store.finish_run(session, row.run_id, **values, corrections="")
-    run_store.add_points(session, row.run_id, _lines(run))
+    run_store.copy_points(session, _rows(row.run_id, run))
     return StoredRun(run_id=row.run_id, outcome="added" if namesake is None else "replaced", run=run)
 
 
@@ -137,14 +141,9 @@ def enter_cohort(session: Session, name: str, recipe: Any, metric: str, dataset:
     return cohort
 
 
-def _lines(run: ImportedRun) -> list[MetricLine]:
-    return [
-        MetricLine(
-            seq=seq, phase=point.phase, tokens=point.tokens, compute_flops=point.compute_flops, metric=point.metric,
-            dataset=point.dataset, value=point.value, unit=point.unit, time=point.time,
-        )
-        for seq, point in enumerate(run.points)
-    ]  # fmt: skip
+def _rows(run_id: str, run: ImportedRun) -> Iterator[run_store.PointTuple]:
+    for seq, (phase, _, tokens, flops, metric, dataset, value, unit, time) in enumerate(run.points):
+        yield run_id, seq, phase, tokens, flops, metric, dataset, value, unit, time
 
 
 def check_table(session: Session, cohort: str) -> None:

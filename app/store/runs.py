@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -16,6 +17,9 @@ from fitting.table import COLUMNS
 
 # Values of one IN list: below what SQLite and PostgreSQL bind in a statement.
 _SEQS_A_QUERY = 10_000
+_ROWS_A_COPY = 50_000
+
+PointTuple = tuple[str, int, str, int, float, str, str, float, str, str]
 
 
 def get_cohort(session: Session, name: str) -> CohortRow | None:
@@ -131,6 +135,30 @@ def add_points(session: Session, run_id: str, lines: Iterable[MetricLine]) -> No
     dialect = session.get_bind().dialect.name
     dialect_insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}.get(dialect, insert)
     session.execute(dialect_insert(PointRow).on_conflict_do_nothing(index_elements=["run_id", "seq"]), rows)
+
+
+def copy_points(session: Session, points: Iterable[PointTuple]) -> None:
+    """Store points of which the store has none, a million in seconds: by the database's own bulk way.
+
+    Args:
+        points: the columns of `PointRow` in their order. Their texts go in as they are, so they must be printable:
+            PostgreSQL takes neither NUL characters nor halves of surrogate pairs.
+    """
+    session.flush()
+    connection = session.connection()
+    names = [column.name for column in PointRow.__table__.columns]
+    if connection.dialect.name == "postgresql":
+        driver: Any = connection.connection.driver_connection
+        with driver.cursor() as cursor, cursor.copy(f"COPY points ({', '.join(names)}) FROM STDIN") as copy:
+            for point in points:
+                copy.write_row(point)
+        return
+    rows = iter(points)
+    # In parts, as SQLAlchemy holds all that it is given.
+    while part := list(islice(rows, _ROWS_A_COPY)):
+        connection.exec_driver_sql(
+            f"INSERT INTO points ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", part
+        )
 
 
 def points_of_seqs(session: Session, run_id: str, seqs: Sequence[int]) -> dict[int, PointRow]:

@@ -382,3 +382,13 @@ class AuditRow(Base):
     action: Mapped[str]
     subject: Mapped[str]
     detail: Mapped[str] = mapped_column(default="")
+
+
+class MappingRow(Base):
+    """Saved options of imports: what a project's logs mean, as JSON of the options of `POST /runs/import`."""
+
+    __tablename__ = "mappings"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    body: Mapped[str]
+    updated_at: Mapped[str] = mapped_column(default=utc_now, onupdate=utc_now)
