@@ -90,36 +90,12 @@ def enqueue_arms(
 
 def enqueue_corpus(database: Database, runs_dir: Path, spec: CorpusSpec, *, priority: int = 0) -> JobRow:
     """Queue a corpus preparation."""
-    row = JobRow(
-        id=spec.run_id,
-        kind="corpus",
-        name=spec.name,
-        role="corpus",
-        state="queued",
-        priority=priority,
-        device="cpu",
-        run_dir=str((runs_dir / spec.run_id).resolve()),
-        spec=json.dumps(to_dict(spec)),
-    )
-    _add_alone(database, row, spec)
-    return row
+    return _enqueue_alone(database, runs_dir, "corpus", spec, priority=priority)
 
 
 def enqueue_upload(database: Database, runs_dir: Path, spec: UploadSpec) -> JobRow:
     """Queue an export of a run's files, before everything that trains: it needs a slot for minutes, not days."""
-    row = JobRow(
-        id=spec.run_id,
-        kind="export",
-        name=spec.name,
-        role="export",
-        state="queued",
-        priority=EXPORT_PRIORITY,
-        device="cpu",
-        run_dir=str((runs_dir / spec.run_id).resolve()),
-        spec=json.dumps(to_dict(spec)),
-    )
-    _add_alone(database, row, spec)
-    return row
+    return _enqueue_alone(database, runs_dir, "export", spec, priority=EXPORT_PRIORITY)
 
 
 def upload_under_way(database: Database, url: str) -> str | None:
@@ -129,7 +105,21 @@ def upload_under_way(database: Database, url: str) -> str | None:
     return next((job.id for job in active if json.loads(job.spec)["url"] == url), None)
 
 
-def _add_alone(database: Database, row: JobRow, spec: CorpusSpec | UploadSpec) -> None:
+def _enqueue_alone(
+    database: Database, runs_dir: Path, kind: str, spec: CorpusSpec | UploadSpec, *, priority: int
+) -> JobRow:
+    """Queue a job that trains nothing: no run and no group, and a CPU slot is all it takes."""
+    row = JobRow(
+        id=spec.run_id,
+        kind=kind,
+        name=spec.name,
+        role=kind,
+        state="queued",
+        priority=priority,
+        device="cpu",
+        run_dir=str((runs_dir / spec.run_id).resolve()),
+        spec=json.dumps(to_dict(spec)),
+    )
     run_dir = _write_spec(Path(row.run_dir), spec)
     try:
         with database.write() as session:
@@ -137,6 +127,7 @@ def _add_alone(database: Database, row: JobRow, spec: CorpusSpec | UploadSpec) -
     except BaseException:
         shutil.rmtree(run_dir, ignore_errors=True)
         raise
+    return row
 
 
 def _write_spec(run_dir: Path, spec: Spec | CorpusSpec | UploadSpec) -> Path:
