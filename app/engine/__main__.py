@@ -14,18 +14,16 @@ import argparse
 import contextlib
 import fcntl
 import os
-import signal
 import sys
 import time
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from app.contract import ExitCode, Result, Spec, read_result, read_spec
 from app.engine.data import open_corpus
 from app.engine.errors import BadDataError, BadSpecError, explain
-from app.engine.launch import LOCK_FILE, Launch, Nodes, start_ranks
+from app.engine.launch import LOCK_FILE, Launch, Nodes, Pause, start_ranks
 from app.engine.metrics import EventsWriter
 from app.engine.plan import plan_phases
 
@@ -33,20 +31,6 @@ if TYPE_CHECKING:
     from app.engine.distributed import World
 
 LOCK_POLL_SECONDS = 0.2
-
-
-class Pause:
-    """Set by SIGTERM or SIGINT; asked between two steps."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def listen(self) -> None:
-        signal.signal(signal.SIGTERM, self._request)
-        signal.signal(signal.SIGINT, self._request)
-
-    def _request(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = True
 
 
 def main(arguments: list[str], pause: Pause) -> int:

@@ -108,36 +108,14 @@ def enqueue_corpus(
     database: Database, runs_dir: Path, spec: CorpusSpec, *, priority: int = 0, owner: str = LOCAL
 ) -> JobRow:
     """Queue a corpus preparation."""
-    row = JobRow(
-        id=spec.run_id,
-        kind="corpus",
-        name=spec.name,
-        role="corpus",
-        state="queued",
-        priority=priority,
-        device="cpu",
-        run_dir=str((runs_dir / spec.run_id).resolve()),
-        spec=json.dumps(to_dict(spec)),
-        owner=owner,
-    )
+    row = _alone("corpus", runs_dir, spec, priority=priority, owner=owner)
     _add_alone(database, row, spec, "job.launch", row.id, f"corpus {spec.name!r}")
     return row
 
 
 def enqueue_upload(database: Database, runs_dir: Path, spec: UploadSpec, *, of_job: str, owner: str = LOCAL) -> JobRow:
     """Queue an export of a run's files, before everything that trains: it needs a slot for minutes, not days."""
-    row = JobRow(
-        id=spec.run_id,
-        kind="export",
-        name=spec.name,
-        role="export",
-        state="queued",
-        priority=EXPORT_PRIORITY,
-        device="cpu",
-        run_dir=str((runs_dir / spec.run_id).resolve()),
-        spec=json.dumps(to_dict(spec)),
-        owner=owner,
-    )
+    row = _alone("export", runs_dir, spec, priority=EXPORT_PRIORITY, owner=owner)
     _add_alone(database, row, spec, "job.export", of_job, f"{spec.source} to {spec.url} by {row.id}")
     return row
 
@@ -147,6 +125,22 @@ def upload_under_way(database: Database, url: str) -> str | None:
     with database.read() as session:
         active = job_store.list_jobs(session, states=("queued", "running", "paused"), kind="export", limit=1000)
     return next((job.id for job in active if json.loads(job.spec)["url"] == url), None)
+
+
+def _alone(kind: str, runs_dir: Path, spec: CorpusSpec | UploadSpec, *, priority: int, owner: str) -> JobRow:
+    """A job that trains nothing: no run and no group, and a CPU slot is all it takes."""
+    return JobRow(
+        id=spec.run_id,
+        kind=kind,
+        name=spec.name,
+        role=kind,
+        state="queued",
+        priority=priority,
+        device="cpu",
+        run_dir=str((runs_dir / spec.run_id).resolve()),
+        spec=json.dumps(to_dict(spec)),
+        owner=owner,
+    )
 
 
 def _add_alone(
@@ -160,6 +154,7 @@ def _add_alone(
     except BaseException:
         shutil.rmtree(run_dir, ignore_errors=True)
         raise
+    return row
 
 
 def _write_spec(run_dir: Path, spec: Spec | CorpusSpec | UploadSpec) -> Path:

@@ -14,7 +14,6 @@ service measures with its own clock, so clocks that differ do no harm.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import threading
 import time
@@ -26,7 +25,7 @@ import structlog
 from sqlalchemy.orm import Session
 from structlog.contextvars import bound_contextvars
 
-from app.contract import EVENTS_FILE, METRICS_FILE, EventLine, MetricLine, Spec
+from app.contract import EVENTS_FILE, METRICS_FILE, NO_SPACE_ERRNOS, EventLine, MetricLine, Spec
 from app.jobs.headers import result_columns
 from app.jobs.launchers.base import EngineName, Launcher, Node, Poll, Work
 from app.jobs.outcome import Cause, Outcome, failure, outcome_of
@@ -285,7 +284,7 @@ class Supervisor:
         try:
             submission = self.launcher(job.engine).submit(work_of(job))
         except (InputError, OSError) as error:
-            is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            is_full = isinstance(error, OSError) and error.errno in NO_SPACE_ERRNOS
             cause: Cause = "bad_spec" if isinstance(error, InputError) else "no_space" if is_full else "bug"
             outcome = failure(cause, f"could not start: {error}")
             with self._database.write() as session:
