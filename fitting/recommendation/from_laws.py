@@ -55,7 +55,7 @@ def answer_from_laws(request: Request, guideline: Guideline, losses: Losses) -> 
         budget_of(request, base_is_sunk=sunk, token_budget=share * request.token_budget) for share in _FADE_BUDGETS
     ]
     # One evaluation of the laws for everything: both accountings, and the budgets that show how the gain fades.
-    everything = arms(losses, [*budgets.values(), *others], bases, _smallest_run(guideline), _tried(guideline))
+    everything = arms(losses, [*budgets.values(), *others], bases, _smallest_run(guideline), tried_factors(guideline))
     found = dict(zip(budgets, everything, strict=False))
     budget, weighed = budgets[request.base_compute], found[request.base_compute]
     best, decision = weighed.best, weighed.decision
@@ -125,7 +125,7 @@ def _smallest_run(guideline: Guideline) -> float | None:
     return min((single.params for single in guideline.controls), default=None)
 
 
-def _tried(guideline: Guideline) -> Range:
+def tried_factors(guideline: Guideline) -> Range:
     """The factors behind the guideline; without grown runs of its own, those that the literature found good."""
     return guideline.known.growth_factor or FACTORS_FOUND_GOOD
 
@@ -299,7 +299,7 @@ def _for_fewest_flops(request: Request, guideline: Guideline, losses: Losses) ->
     def weigh(compute_flops: float) -> Arms:
         tokens = compute_flops / target.flops_per_token
         budget = budget_of(request, base_is_sunk=sunk, token_budget=tokens)
-        return arms(few, [budget], bases, _smallest_run(guideline), _tried(guideline))[0]
+        return arms(few, [budget], bases, _smallest_run(guideline), tried_factors(guideline))[0]
 
     compute = fewest_flops(weigh, request.compute_flops, goal)
     if compute is None:
