@@ -31,6 +31,7 @@ from app.api import (
     imports,
     job_files,
     jobs,
+    plan,
     problems,
     pushing,
     recommend,
@@ -106,6 +107,7 @@ def create_app(settings: Settings) -> FastAPI:
     problems.install(app)
     for module in (
         recommend,
+        plan,
         grow,
         train,
         jobs,
