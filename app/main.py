@@ -33,6 +33,7 @@ from app.api import (
     keys,
     mappings,
     metrics,
+    plan,
     problems,
     pushing,
     recommend,
@@ -120,6 +121,7 @@ def create_app(settings: Settings) -> FastAPI:
     for module in (
         recommend,
         recommendations,
+        plan,
         grow,
         train,
         jobs,

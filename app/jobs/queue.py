@@ -154,7 +154,6 @@ def _add_alone(
     except BaseException:
         shutil.rmtree(run_dir, ignore_errors=True)
         raise
-    return row
 
 
 def _write_spec(run_dir: Path, spec: Spec | CorpusSpec | UploadSpec) -> Path:

@@ -105,7 +105,7 @@ def arms(
         smallest_run: the smallest size behind the laws, in parameters.
         tried: lowest and highest growth factor behind the laws.
     """
-    sizes, layers, costs = _sizes(budgets[0].target, smallest_run)
+    sizes, layers, costs = single_sizes(budgets[0].target, smallest_run)
     optima = best_timings(losses, [(budget, base) for budget in budgets for base in bases])
     tokens = np.array([budget.compute_flops / costs for budget in budgets])
     all_singles = losses.scratch(np.tile(sizes, len(budgets)), tokens.ravel())
@@ -124,7 +124,7 @@ def arms(
     return weighed
 
 
-def _sizes(target: Target, smallest_run: float | None) -> tuple[Array, list[int | None], Array]:
+def single_sizes(target: Target, smallest_run: float | None) -> tuple[Array, list[int | None], Array]:
     """Sizes up to the target (the last one), their layers and FLOPs per token."""
     lowest = 0.0 if smallest_run is None else smallest_run / _BELOW_SMALLEST_RUN
     layers: list[int | None]

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from stored_cohort import COHORT, store_cohort
 
-from app.guidelines.refit import refit_cohort
+from app.guidelines.refine import refine
 from app.main import create_app
 from app.settings import Settings
 from app.store import jobs as job_store
@@ -57,7 +57,7 @@ def import_log(client: TestClient, http_status: int = 200, log: str = LOG, **opt
 
 def test_a_correction_refits_and_keeps_what_was(client: TestClient, until: Any) -> None:
     store_cohort(database(client))
-    refit_cohort(database(client), COHORT)
+    refine(database(client), COHORT)
     first = active(client)["id"]
     corrected = correct(client, SINGLE, status="diverged", why="a node fed it zeros")
     assert corrected["status"] == "diverged"
@@ -139,7 +139,7 @@ def test_a_final_loss_is_not_made_up(client: TestClient) -> None:
 
 def test_a_removed_run_leaves_no_loose_ends(client: TestClient, until: Any) -> None:
     store_cohort(database(client))
-    refit_cohort(database(client), COHORT)
+    refine(database(client), COHORT)
     assert client.get(f"/runs/{GROWN}").json()["control_id"] == CONTROL
     removed = client.delete(f"/runs/{CONTROL}", params={"why": "wrong data"}).json()
     assert removed["control_of"] == [GROWN]
@@ -173,7 +173,7 @@ def active(client: TestClient) -> dict[str, Any]:
 
 def test_a_cohort_that_lost_all_its_runs_answers_no_more(client: TestClient) -> None:
     store_cohort(database(client))
-    refit_cohort(database(client), COHORT)
+    refine(database(client), COHORT)
     runs = client.get("/runs", params={"cohort": COHORT, "limit": 1000}).json()["data"]
     for run in runs:
         assert client.delete(f"/runs/{run['run_id']}").status_code == 200
