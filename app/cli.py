@@ -14,7 +14,7 @@ VERBS = {
     "demo": "the whole loop on real text, in one command",
     "recommend": "whether, when and by how much to grow",
     "grow": "start a growth run and its controls",
-    "plan": "a growth for a trainer of your own: torchtitan, Megatron-LM, transformers",
+    "plan": "what to run next; a growth for a trainer of your own",
     "train": "start one run: a single size, a grown one, a trunk, or a decay leg",
     "sweep": "plan, run, collect and check a grid of growth runs",
     "jobs": "list, watch, pause, resume, cancel and retry jobs; their logs and checkpoints",

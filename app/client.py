@@ -139,6 +139,10 @@ class Growthlaw:
         """`POST /recommend/batch`: a result for each question, an answer or a problem."""
         return self._call("POST", "/recommend/batch", body={"questions": list(questions)})
 
+    def plan(self, **body: Any) -> Json:
+        """`POST /plan`: the runs to make next; keywords are the body's fields (`cohort`, `flops_budget`, `decision`, ...)."""
+        return self._call("POST", "/plan", body=body, repeatable=True)
+
     def surface(self, **query: Any) -> Json:
         """`GET /surface`: losses over growth timing and factor; keywords are its query parameters."""
         return self._call("GET", "/surface", query=query)

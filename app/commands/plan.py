@@ -1,4 +1,4 @@
-"""`growthlaw plan`: what a growth asks of a trainer of one's own, as that trainer's files."""
+"""`growthlaw plan export`: what a growth asks of a trainer of one's own, as that trainer's files."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from app.commands.output import emit_json, json_option, print_table, short, url_option
+from app.commands.plan_next import next_runs
 from app.commands.question import QUESTION_OPTIONS, ask, question_options, read_json
 
 if TYPE_CHECKING:
@@ -19,7 +20,10 @@ _FILE = click.Path(path_type=Path)
 
 @click.group()
 def plan() -> None:
-    """Bring your own trainer: both stages and the growth between them as torchtitan, Megatron-LM or transformers files."""
+    """What to run next; and a growth as files of a trainer of your own (torchtitan, Megatron-LM, transformers)."""
+
+
+plan.add_command(next_runs)
 
 
 @plan.command()

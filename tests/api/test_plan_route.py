@@ -130,7 +130,7 @@ def test_a_pilot_must_pay_for_a_decision(client: TestClient) -> None:
 @pytest.mark.parametrize(
     ("change", "pointer", "words"),
     [
-        ({"cohort": "none"}, "/cohort", "there is no cohort 'none'"),
+        ({"cohort": "none"}, "/cohort", "there is no cohort of this name"),
         ({"flops_budget": 10.0}, "/flops_budget", "pays for no run inside the guideline's reach; give at least"),
         ({"flops_budget": 0}, "/flops_budget", "greater than 0"),
         ({"guideline": "published:gstack"}, "/guideline", "is no guideline of cohort 'hidden64'"),
