@@ -88,7 +88,6 @@ def patch_run(run_id: str, body: Annotated[CorrectionBody, Body()], service: Ser
             run = find_run(session, run_id)
             if correct(session, run, changes, body.why):
                 _retire_guideline_without_runs(session, run.cohort)
-            # AUDIT: record(session, actor=..., action="run.corrected", subject=run_id, detail=changes and body.why)
             session.flush()
             session.refresh(run)
             corrected = Run.model_validate(run)
@@ -112,7 +111,6 @@ def delete_run(
             cohort = run.cohort
             control_of = remove(session, run, why)
             _retire_guideline_without_runs(session, cohort)
-            # AUDIT: record(session, actor=..., action="run.removed", subject=run_id, detail=why)
     except Conflict as error:
         raise Problem(409, str(error)) from None
     service.refitter.ask(cohort)
