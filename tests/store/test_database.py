@@ -99,7 +99,7 @@ def test_the_run_table_has_the_canonical_columns_in_order(database: Database) ->
     stored = [column.name for column in RunRow.__table__.columns]
     assert [name for name in stored if name in COLUMNS] == list(COLUMNS)
     assert set(stored) - set(COLUMNS) == {
-        "reason", "wasted_flops", "provenance", "content_hash", "request_key", "request_hash",
+        "reason", "wasted_flops", "provenance", "content_hash", "request_key", "request_hash", "corrections",
     }  # fmt: skip
     add_cohort_and_run(database)
     with database.read() as session:
