@@ -17,9 +17,7 @@ from typing import Any, TextIO, cast
 
 import structlog
 import uvicorn
-from alembic.util import CommandError
 from fastapi import FastAPI
-from sqlalchemy.exc import DatabaseError
 
 from app.api import (
     access,
@@ -50,6 +48,7 @@ from app.jobs.launchers.local import LocalLauncher
 from app.jobs.launchers.ray import RayLauncher
 from app.jobs.launchers.ray_api import RayApi, RayRefusedError, RayToken
 from app.jobs.supervisor import Supervisor
+from app.opening import StartError, open_database
 from app.records import write_json_atomically
 from app.settings import LOOPBACK_HOSTS, Settings
 from app.store import keys as key_store
@@ -58,10 +57,6 @@ from fitting.errors import InputError
 
 SERVICE_FILE = "service.json"
 LOCK_FILE = "service.lock"
-
-
-class StartError(Exception):
-    """The service cannot start; the message says why and what to do."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -182,32 +177,6 @@ def _ray_launchers(settings: Settings) -> list[RayLauncher]:
     else:
         structlog.get_logger().info("ray_attached", address=api.address, ray=version)
     return [RayLauncher(settings.runs_dir.resolve(), api, python=settings.ray_python)]
-
-
-def open_database(settings: Settings) -> Database:
-    """The database of the settings, migrated.
-
-    Raises:
-        StartError: it cannot be opened or migrated.
-    """
-    try:
-        database = Database(settings.store_url())
-    except InputError as error:
-        raise StartError(f"GROWTHLAW_DATABASE_URL: {error}") from None
-    try:
-        database.migrate()
-    except (DatabaseError, CommandError) as error:
-        database.close()
-        why = getattr(error, "orig", error)
-        if settings.database_url is not None:
-            mend = "see that it runs, that its user may create tables, and that no newer growthlaw wrote it"
-        else:
-            mend = (
-                "it is damaged or was written by a newer growthlaw: put a copy back, use that growthlaw, or serve another "
-                "--data-dir"
-            )
-        raise StartError(f"the database {database.name} cannot be used ({str(why).strip()}); {mend}") from None
-    return database
 
 
 def serve(settings: Settings, on_ready: Callable[[dict[str, Any]], None] = lambda service: None) -> None:
