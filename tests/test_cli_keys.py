@@ -71,8 +71,7 @@ def test_from_the_first_key_to_its_revocation_on_a_service_for_others(
             with pytest.raises(Refused, match="takes scope admin"):
                 other.audit()
         # The training process has no business with either secret.
-        until(lambda: client.points(job.run_id), "the first point")
-        for process in service.engine_processes():
+        for process in until(service.engine_processes, "it runs"):
             assert not {"GROWTHLAW_API_KEY", "GROWTHLAW_DATABASE_URL"} & process.environ().keys()
         assert boss.cancel(job.id).owner == key_id
         assert job.wait().state == "cancelled"
