@@ -44,16 +44,26 @@ from app.answers import (
     Run,
     StartedJob,
 )
-from app.transport import RETRIED_STATUSES, Json, NoService, Refused, ServiceError, Transport, read
+from app.transport import (
+    FIRST_CONTACT_SECONDS,
+    RETRIED_STATUSES,
+    Json,
+    NoService,
+    Refused,
+    ServiceError,
+    Transport,
+    read,
+)
 
 __all__ = ["Event", "Growthlaw", "NoService", "Refused", "ServiceError"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-# Breaks of an event stream in a row, with nothing received between them, before the caller is told.
-MAX_BREAKS = 8
+# How long a stream that broke is tried again before the caller is told: a service may be upgraded meanwhile.
+STREAM_PATIENCE_SECONDS = 120.0
+STREAM_LONGEST_PAUSE_SECONDS = 5.0
 # A quiet stream says every 15 s that it lives.
 STREAM_SILENCE_SECONDS = 60.0
-# A stream that held this long was no break in a row, though its job may have had nothing to say.
+# A stream that held this long was well, though its job may have had nothing to say.
 STREAM_HELD_SECONDS = 5.0
 # Behind every event there can be: what then still comes is the end.
 _BEHIND_ALL = f"{2**63 - 1}-{2**63 - 1}"
@@ -335,18 +345,18 @@ class Growthlaw:
             TimeoutError: it has not ended within `timeout_seconds`, if any are given.
             NoService: the stream broke again and again.
         """
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        breaks = 0
+        deadline = float("inf") if timeout_seconds is None else time.monotonic() + timeout_seconds
+        well, breaks = time.monotonic(), 0
         while True:
             trouble, opened = "it ended early", time.monotonic()
-            silence = STREAM_SILENCE_SECONDS if deadline is None else min(STREAM_SILENCE_SECONDS, deadline - opened)
+            silence_seconds = max(0.1, min(STREAM_SILENCE_SECONDS, deadline - opened))
             try:
-                for event in self._stream(job_id, last_event_id, max(0.1, silence)):
-                    breaks, last_event_id = 0, event.id
+                for event in self._stream(job_id, last_event_id, silence_seconds):
+                    well, breaks, last_event_id = time.monotonic(), 0, event.id
                     yield event
                     if event.event == "end":
                         return
-                    if deadline is not None and time.monotonic() >= deadline:
+                    if time.monotonic() >= deadline:
                         break
             except httpx.TransportError as error:
                 trouble = str(error)
@@ -354,13 +364,16 @@ class Growthlaw:
                 if error.status not in RETRIED_STATUSES:
                     raise
                 trouble = str(error)
-            if deadline is not None and time.monotonic() >= deadline:
+            now = time.monotonic()
+            if now >= deadline:
                 raise TimeoutError(f"job {job_id} has not ended within {timeout_seconds:g} s")
-            breaks = 1 if time.monotonic() - opened >= STREAM_HELD_SECONDS else breaks + 1
-            if breaks >= MAX_BREAKS:
-                raise NoService(f"the event stream of {job_id} broke {breaks} times: {trouble}")
-            # 0.2, 0.4, 0.8 ... s: long enough for a service that is being restarted.
-            time.sleep(0.1 * 2**breaks)
+            if now - opened >= STREAM_HELD_SECONDS:
+                well, breaks = now, 0
+            patience = STREAM_PATIENCE_SECONDS if self._transport.answered else FIRST_CONTACT_SECONDS
+            if now - well > patience:
+                raise NoService(f"the event stream of {job_id} at {self.url} stays broken: {trouble}")
+            time.sleep(min(STREAM_LONGEST_PAUSE_SECONDS, 0.1 * 2**breaks))
+            breaks += 1
 
     def wait(self, job_id: str, *, timeout_seconds: float | None = None) -> JobDetail:
         """The job once it has succeeded, failed or been cancelled; a paused one has not ended.
@@ -423,6 +436,7 @@ class Growthlaw:
         path = self._item("jobs", job_id) + "/events"
         timeout = httpx.Timeout(STREAM_SILENCE_SECONDS, read=silence_seconds)
         with self._transport.http.stream("GET", path, headers=headers, timeout=timeout) as response:
+            self._transport.answered = True
             if response.is_error:
                 response.read()
                 read(response)

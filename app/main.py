@@ -14,9 +14,7 @@ from typing import Any
 
 import structlog
 import uvicorn
-from alembic.util import CommandError
 from fastapi import FastAPI
-from sqlalchemy.exc import DatabaseError
 
 from app.api import (
     access,
@@ -55,6 +53,7 @@ from app.jobs.launchers.ray_api import RayApi, RayRefusedError, RayToken
 from app.jobs.supervisor import Supervisor
 from app.observe.logs import log_to_stderr
 from app.observe.requests import RequestLog
+from app.opening import StartError, open_database
 from app.records import write_json_atomically
 from app.settings import LOOPBACK_HOSTS, Settings
 from app.stopping import StoppableServer, stop_loops
@@ -66,10 +65,6 @@ SERVICE_FILE = "service.json"
 LOCK_FILE = "service.lock"
 # Of a JSON body; an import of log files has a limit of its own.
 MAX_BODY_BYTES = 8_000_000
-
-
-class StartError(Exception):
-    """The service cannot start; the message says why and what to do."""
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -198,32 +193,6 @@ def _ray_launchers(settings: Settings) -> list[RayLauncher]:
     else:
         structlog.get_logger().info("ray_attached", address=api.address, ray=version)
     return [RayLauncher(settings.runs_dir.resolve(), api, python=settings.ray_python)]
-
-
-def open_database(settings: Settings) -> Database:
-    """The database of the settings, migrated.
-
-    Raises:
-        StartError: it cannot be opened or migrated.
-    """
-    try:
-        database = Database(settings.store_url())
-    except InputError as error:
-        raise StartError(f"GROWTHLAW_DATABASE_URL: {error}") from None
-    try:
-        database.migrate()
-    except (DatabaseError, CommandError) as error:
-        database.close()
-        why = getattr(error, "orig", error)
-        if settings.database_url is not None:
-            mend = "see that it runs, that its user may create tables, and that no newer growthlaw wrote it"
-        else:
-            mend = (
-                "it is damaged or was written by a newer growthlaw: put a copy back, use that growthlaw, or serve another "
-                "--data-dir"
-            )
-        raise StartError(f"the database {database.name} cannot be used ({str(why).strip()}); {mend}") from None
-    return database
 
 
 def serve(settings: Settings, on_ready: Callable[[dict[str, Any]], None] = lambda service: None) -> None:

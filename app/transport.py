@@ -53,11 +53,14 @@ class Transport:
         api_key: the token; none where empty.
         timeout_seconds: of one attempt.
         retry_seconds: how long after the first attempt another may still begin; 0 tries once.
+
+    Attributes:
+        answered: whether anything ever answered at the URL.
     """
 
     def __init__(self, url: str, api_key: str, *, timeout_seconds: float, retry_seconds: float) -> None:
         self.url, self._retry_seconds = url, retry_seconds
-        self._answered = False
+        self.answered = False
         host = urlsplit(url)
         self.http = httpx.Client(
             base_url=url,
@@ -87,7 +90,7 @@ class Transport:
                         "GROWTHLAW_URL"
                     ) from None
             else:
-                self._answered = True
+                self.answered = True
                 status = response.status_code
                 again = status in RETRIED_STATUSES if repeatable else status in _DID_NOTHING
                 pause = self._pause(attempt, started, retry_after(response.headers)) if again else None
@@ -100,7 +103,7 @@ class Transport:
         """Seconds until the next attempt, as long as the service asked for at least; None where it would come too late."""
         # Many clients of one service that restarts must not come back at the same moment.
         pause = max(asked, min(LONGEST_PAUSE_SECONDS, 0.1 * 2**attempt) * random.uniform(0.5, 1.0))
-        limit = self._retry_seconds if self._answered else min(self._retry_seconds, FIRST_CONTACT_SECONDS)
+        limit = self._retry_seconds if self.answered else min(self._retry_seconds, FIRST_CONTACT_SECONDS)
         return pause if time.monotonic() - started + pause <= limit else None
 
 

@@ -97,7 +97,7 @@ def revoke(as_json: bool, name_or_id: str, data_dir: Path, database_url: str | N
 
 @contextmanager
 def _opened(data_dir: Path, database_url: str | None) -> Iterator[Database]:
-    from app.main import StartError, open_database
+    from app.opening import StartError, open_database
     from app.settings import Settings
 
     url: dict[str, Any] = {"database_url": database_url} if database_url else {}
