@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.guidelines.process import RefitProcess
 from app.store import refits as refit_store
@@ -206,7 +206,14 @@ class Refitter:
             "refit_ended", cohort=asked.cohort, state=state, detail=detail, guideline_id=guideline_id, reason=asked.reason
         )  # fmt: skip
         if not (asked.is_quiet and state in ("unchanged", "impossible")):
-            self._record(asked, state=state, detail=detail, guideline_id=guideline_id, finished_at=utc_now())
+            self._record(
+                asked,
+                state=state,
+                detail=detail,
+                guideline_id=guideline_id,
+                num_attempts=asked.num_attempts,
+                finished_at=utc_now(),
+            )
 
     def _again(self, batch: list[_Asked], trouble: str, *, counts: bool) -> None:
         """Put refits back; those that failed too often are told as failed."""
@@ -234,5 +241,5 @@ class Refitter:
                     )  # fmt: skip
                     refit_store.add_refit(session, row)
                 refit_store.set_values(session, asked.refit_id, reason=asked.reason, **values)
-        except OperationalError as error:
-            log.warning("refit_not_recorded", cohort=asked.cohort, error=str(error.orig))
+        except SQLAlchemyError as error:
+            log.warning("refit_not_recorded", cohort=asked.cohort, error=str(error))
