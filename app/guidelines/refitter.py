@@ -30,6 +30,7 @@ log = structlog.get_logger()
 LONGEST_WAIT = 10.0
 MAX_ATTEMPTS = 3
 SECONDS_AFTER_TROUBLE = 2.0
+LONGEST_PAUSE_SECONDS = 60.0
 STARTED = "the service started"
 _SECONDS_TO_STOP = 30.0
 
@@ -44,6 +45,7 @@ class _Asked:
     latest: float
     reasons: list[str] = field(default_factory=list)
     num_attempts: int = 0
+    num_waits: int = 0
     asked_at: str = field(default_factory=utc_now)
 
     @property
@@ -199,6 +201,7 @@ class Refitter:
         if outcome == "database":
             log.warning("refit_waits_for_the_database", cohort=asked.cohort, error=detail)
             asked.num_attempts -= 1
+            asked.num_waits += 1
             self._again([asked], detail, counts=False)
             return
         state = "succeeded" if outcome == "stored" else outcome
@@ -225,7 +228,9 @@ class Refitter:
                 continue
             if counts:
                 log.warning("refit_again", cohort=asked.cohort, trouble=trouble, attempt=asked.num_attempts)
-            pause = SECONDS_AFTER_TROUBLE * (2 ** max(0, asked.num_attempts - 1))
+            pause = min(
+                LONGEST_PAUSE_SECONDS, SECONDS_AFTER_TROUBLE * 2 ** max(0, asked.num_attempts - 1, asked.num_waits)
+            )
             with self._changed:
                 asked.due = asked.latest = time.monotonic() + pause
                 self._waiting.append(asked)

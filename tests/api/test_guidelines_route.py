@@ -79,7 +79,7 @@ def test_a_version_says_why_it_answers_and_what_waits(
     assert first["scores"] == {
         "num_deltas": 0, "delta_score_nats": None, "delta_coverage": None, "num_losses": 0, "loss_score_nats": None,
     }  # fmt: skip
-    assert Guideline.from_json(json.dumps(second["body"])).run_ids == ("run_0001", "run_0002", "run_0003")
+    assert Guideline.from_json(json.dumps(second["body"])).run_ids == ("run_0001", "run_0002", "run_0003", "run_0004")
     assert [row["id"] for row in client.guidelines(cohort=COHORT)["data"]] == [second["id"], first["id"]]
 
 
@@ -102,7 +102,7 @@ def test_what_changed_between_two_versions(served: tuple[Any, Growthlaw], versio
     found = client.guideline_diff(first["id"], second["id"])
     assert (found["before"]["version"], found["after"]["version"]) == (1, 2)
     changes = found["changes"]
-    assert changes["runs_added"] == ["run_0003"]
+    assert changes["runs_added"] == ["run_0003", "run_0004"]
     assert changes["runs_removed"] == []
     ((design, moved),) = changes["deltas_nats"].items()
     assert moved["before"] is None
@@ -114,7 +114,7 @@ def test_what_changed_between_two_versions(served: tuple[Any, Growthlaw], versio
     assert asked["before"]["answered_by"] == first["id"]
     assert asked["after"]["delta_nats"] == pytest.approx(min(pair["delta_nats"] for pair in second["body"]["pairs"]))
     back = client.guideline_diff(second["id"], first["id"])["changes"]
-    assert back["runs_removed"] == ["run_0003"]
+    assert back["runs_removed"] == ["run_0003", "run_0004"]
     assert "version 1 -> 2" in run(client, "guidelines", "diff", first["id"], second["id"]).output
 
 
