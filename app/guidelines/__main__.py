@@ -19,7 +19,7 @@ from app.guidelines.refine import refine
 from app.store.database import Database
 
 # Jobs and requests of the same machine go first.
-NICENESS = 10
+NICENESS = 5
 
 
 def main(cohorts: list[str]) -> None:

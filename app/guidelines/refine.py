@@ -15,7 +15,17 @@ from typing import Any, Literal
 import pandas as pd
 from sqlalchemy.orm import Session
 
-from app.guidelines.said import comparison, forecast_of, new_predictions, seen_now, standings, void_reason
+from app.guidelines.said import (
+    ACTIVE,
+    CANDIDATE,
+    Contender,
+    comparison,
+    forecast_of,
+    new_predictions,
+    seen_now,
+    standings,
+    void_reason,
+)
 from app.store import guidelines as guideline_store
 from app.store import predictions as prediction_store
 from app.store import runs as run_store
@@ -25,7 +35,7 @@ from app.store.tables import GuidelineRow, PredictionRow, utc_now
 from fitting.cells import usable
 from fitting.errors import InputError
 from fitting.guideline import Guideline
-from fitting.prequential.cases import Case, cases, waiting_runs, without
+from fitting.prequential.cases import Case, cases, waiting_runs
 from fitting.prequential.promotion import Verdict, judge
 from fitting.prequential.scoring import weighted_interval_score
 from fitting.refit import fit_guideline
@@ -75,18 +85,17 @@ def refine(database: Database, cohort: str, *, outer_scores: bool = True) -> Ref
             return Refined(outcome="impossible", detail=str(error))
         found = cases(table)
         waiting = waiting_runs(table, found)
-        ready = without(table, waiting)
         _predict(database, cohort, table, found, versions)
         told = f"; {len(waiting)} grown run(s) wait for a control at equal FLOPs" if waiting else ""
-        if not final or usable(ready)[0].empty:
+        if not final:
             _withdraw(database, cohort, table)
             return Refined(outcome="impossible", detail=f"no finished run with a final loss can be fitted yet{told}")
-        digest = data_hash(ready)
+        digest = data_hash(table)
         if versions.active is not None and versions.newest is not None and versions.newest.data_hash == digest:
             detail = f"nothing changed since version {versions.newest.version}{told}"
             return Refined(outcome="unchanged", detail=detail, guideline_id=versions.newest.id)
         if digest not in fitted:
-            fitted[digest] = fit_guideline(ready, cohort, seed=SEED, outer_scores=outer_scores)
+            fitted[digest] = fit_guideline(table, cohort, seed=SEED, outer_scores=outer_scores)
         done = _store(database, cohort, fitted[digest], table, found, waiting, versions)
         if done is not None:
             return done
@@ -99,6 +108,21 @@ def _read_versions(session: Session, cohort: str) -> _Versions:
     )
 
 
+def _contenders(versions: _Versions) -> list[Contender]:
+    rows = [(ACTIVE, versions.active)]
+    if versions.active is None or versions.newest is None or versions.newest.id != versions.active.id:
+        rows.append((CANDIDATE, versions.newest))
+    return [
+        Contender(
+            role=role,
+            guideline=Guideline.from_json(row.body),
+            waited=frozenset(json.loads(row.report).get("waiting_run_ids", ())),
+        )
+        for role, row in rows
+        if row is not None
+    ]
+
+
 def load(row: GuidelineRow | None) -> Guideline | None:
     return None if row is None else Guideline.from_json(row.body)
 
@@ -109,7 +133,7 @@ def _predict(database: Database, cohort: str, table: pd.DataFrame, found: Sequen
     with database.read() as session:
         stored = prediction_store.list_predictions(session, cohort)
     now = utc_now()
-    fresh = new_predictions(cohort, found, seen, stored, load(versions.active), load(versions.newest), now)
+    fresh = new_predictions(cohort, found, seen, stored, _contenders(versions), now)
     ids = frozenset(table["run_id"])
     voided = [(row, reason) for row in stored if row.void_reason is None and (reason := void_reason(row, seen, ids))]
     dead = {id(row) for row, _ in voided}

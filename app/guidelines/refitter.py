@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.guidelines.process import RefitProcess
 from app.store import refits as refit_store
@@ -30,6 +30,7 @@ log = structlog.get_logger()
 LONGEST_WAIT = 10.0
 MAX_ATTEMPTS = 3
 SECONDS_AFTER_TROUBLE = 2.0
+LONGEST_PAUSE_SECONDS = 60.0
 STARTED = "the service started"
 _SECONDS_TO_STOP = 30.0
 
@@ -44,6 +45,7 @@ class _Asked:
     latest: float
     reasons: list[str] = field(default_factory=list)
     num_attempts: int = 0
+    num_waits: int = 0
     asked_at: str = field(default_factory=utc_now)
 
     @property
@@ -199,6 +201,7 @@ class Refitter:
         if outcome == "database":
             log.warning("refit_waits_for_the_database", cohort=asked.cohort, error=detail)
             asked.num_attempts -= 1
+            asked.num_waits += 1
             self._again([asked], detail, counts=False)
             return
         state = "succeeded" if outcome == "stored" else outcome
@@ -206,7 +209,14 @@ class Refitter:
             "refit_ended", cohort=asked.cohort, state=state, detail=detail, guideline_id=guideline_id, reason=asked.reason
         )  # fmt: skip
         if not (asked.is_quiet and state in ("unchanged", "impossible")):
-            self._record(asked, state=state, detail=detail, guideline_id=guideline_id, finished_at=utc_now())
+            self._record(
+                asked,
+                state=state,
+                detail=detail,
+                guideline_id=guideline_id,
+                num_attempts=asked.num_attempts,
+                finished_at=utc_now(),
+            )
 
     def _again(self, batch: list[_Asked], trouble: str, *, counts: bool) -> None:
         """Put refits back; those that failed too often are told as failed."""
@@ -218,7 +228,9 @@ class Refitter:
                 continue
             if counts:
                 log.warning("refit_again", cohort=asked.cohort, trouble=trouble, attempt=asked.num_attempts)
-            pause = SECONDS_AFTER_TROUBLE * (2 ** max(0, asked.num_attempts - 1))
+            pause = min(
+                LONGEST_PAUSE_SECONDS, SECONDS_AFTER_TROUBLE * 2 ** max(0, asked.num_attempts - 1, asked.num_waits)
+            )
             with self._changed:
                 asked.due = asked.latest = time.monotonic() + pause
                 self._waiting.append(asked)
@@ -234,5 +246,5 @@ class Refitter:
                     )  # fmt: skip
                     refit_store.add_refit(session, row)
                 refit_store.set_values(session, asked.refit_id, reason=asked.reason, **values)
-        except OperationalError as error:
-            log.warning("refit_not_recorded", cohort=asked.cohort, error=str(error.orig))
+        except SQLAlchemyError as error:
+            log.warning("refit_not_recorded", cohort=asked.cohort, error=str(error))

@@ -31,6 +31,19 @@ DELTA, LOSS = "delta_nats", "loss_nats"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A version that is asked about new runs; ``waited`` are runs it lists whose control was not there: it holds nothing of
+    their deltas."""
+
+    role: str
+    guideline: Guideline
+    waited: frozenset[str]
+
+    def has_seen(self, run_id: str) -> bool:
+        return run_id in self.guideline.run_ids and run_id not in self.waited
+
+
+@dataclass(frozen=True, kw_only=True)
 class Seen:
     """What the run table says of one run: of a case its delta, of a run of one size its loss."""
 
@@ -66,21 +79,17 @@ def new_predictions(
     found: Sequence[Case],
     seen: Mapping[str, Seen],
     stored: Iterable[PredictionRow],
-    active: Guideline | None,
-    newest: Guideline | None,
+    contenders: Sequence[Contender],
     now: str,
 ) -> list[dict[str, Any]]:
     """Rows for the runs that were never predicted.
 
     Rules hold no number of these runs, so they speak of every case once, those of the first fit included; a version speaks of
-    the runs that are not its own.
+    the runs that it has not seen.
     """
     admitted = {row.run_id for row in stored}
-    contenders = [(ACTIVE, active)] if active is not None else []
-    if newest is not None and (active is None or newest.id != active.id):
-        contenders.append((CANDIDATE, newest))
     fresh = [case for case in found if case.run_id not in admitted]
-    watched = base_loss_of(active)
+    watched = base_loss_of(next((one.guideline for one in contenders if one.role == ACTIVE), None))
     rows = []
     for case in fresh:
         decisions = rule_decisions(case, found, watched)
@@ -94,10 +103,10 @@ def new_predictions(
             )
             rows.append(_row(cohort, case.run_id, seen[case.run_id], name, "", one, now))
         prior = decisions[PUBLISHED]
-        for role, guideline in contenders:
-            if case.run_id in guideline.run_ids:
+        for contender in contenders:
+            if contender.has_seen(case.run_id):
                 continue
-            forecast = forecast_delta(guideline, case)
+            forecast = forecast_delta(contender.guideline, case)
             if forecast is None:
                 one = Said(
                     forecast=None,
@@ -107,19 +116,23 @@ def new_predictions(
                 )
             else:
                 one = Said(forecast=forecast, decision="grow" if forecast.nats < 0 else "scratch")
-            rows.append(_row(cohort, case.run_id, seen[case.run_id], role, guideline.id, one, now))
+            rows.append(_row(cohort, case.run_id, seen[case.run_id], contender.role, contender.guideline.id, one, now))
     for run_id, single in seen.items():
         if single.quantity != LOSS or run_id in admitted:
             continue
-        for role, guideline in contenders:
-            design = single.design
-            if run_id in guideline.run_ids:
+        for contender in contenders:
+            design, guideline = single.design, contender.guideline
+            if contender.has_seen(run_id):
                 continue
             forecast = forecast_loss(
                 guideline, design["target_params"], design["grown_tokens"], design["compute_flops"]
             )
             if forecast is not None:
-                rows.append(_row(cohort, run_id, single, role, guideline.id, Said(forecast=forecast, decision=""), now))
+                rows.append(
+                    _row(
+                        cohort, run_id, single, contender.role, guideline.id, Said(forecast=forecast, decision=""), now
+                    )
+                )
     return rows
 
 

@@ -41,7 +41,8 @@ DEFAULT_EVERY = 5
 class Step:
     """One pair that had been predicted before it was seen, and how every predictor stands after it (cumulative sums).
 
-    `num_runs` is how many runs had arrived, `version` the active version then; errors only of predictors that state numbers.
+    `num_runs` is how many runs had arrived when the pair was complete, `version` the active version then; errors are only of
+    predictors that state numbers.
     """
 
     num_runs: int
@@ -106,11 +107,17 @@ def replay(
         try:
             database.migrate()
             versions: list[VersionStored] = []
+            came: dict[str, int] = {}
             for place, run_id in enumerate(rows, start=1):
                 import_bundle(database, _only(bundle, name, run_id))
                 arrived[run_id] = place
                 if place % every == 0 or place == len(rows):
                     refine(database, name, outer_scores=False)
+                    with database.read() as session:
+                        predicted = {row.run_id for row in prediction_store.list_predictions(session, name)}
+                    for one in predicted - came.keys():
+                        # A growth that waited for its control came with that, at the latest now.
+                        came[one] = arrived[one] if arrived[one] > place - every else place
                     versions += _new_version(database, name, place, versions)
                 if progress is not None:
                     progress(place, len(rows))
@@ -121,7 +128,7 @@ def replay(
         finally:
             database.close()
     found = {case.run_id: case for case in cases(table)}
-    steps, num_silent = _steps(found, stored, number_of, arrived)
+    steps, num_silent = _steps(found, stored, number_of, came)
     return Replay(
         cohort=name, num_runs=len(rows), num_grown=int(is_grown(table).sum()), every=every, num_pairs=len(found),
         num_silent=num_silent, steps=steps, versions=tuple(versions),
@@ -167,13 +174,14 @@ def _new_version(database: Database, cohort: str, num_runs: int, known: Sequence
 
 
 def _steps(
-    found: dict[str, Case], stored: Sequence[PredictionRow], number_of: dict[str, int], arrived: dict[str, int]
+    found: dict[str, Case], stored: Sequence[PredictionRow], number_of: dict[str, int], came_at: dict[str, int]
 ) -> tuple[tuple[Step, ...], int]:
     by_predictor = lines(stored)
     own = by_predictor.get(ACTIVE, {})
     # Predictions of one refit were made together; within it the runs stand in the order in which they came.
     came = sorted(
-        (run_id for run_id in own if run_id in found), key=lambda run_id: (own[run_id].created_at, arrived[run_id])
+        (run_id for run_id in own if run_id in found),
+        key=lambda run_id: (own[run_id].created_at, came_at[run_id], run_id),
     )
     steps: list[Step] = []
     said: dict[str, list[Said]] = {name: [] for name in PREDICTORS}
@@ -185,7 +193,7 @@ def _steps(
         sure = [i for i, case in enumerate(so_far) if abs(case.delta_nats) > TIE_NATS]
         steps.append(
             Step(
-                num_runs=arrived[run_id],
+                num_runs=came_at[run_id],
                 run_id=run_id,
                 family=found[run_id].family,
                 version=number_of[own[run_id].guideline_id],

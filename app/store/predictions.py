@@ -28,8 +28,10 @@ def list_predictions(session: Session, cohort: str, *, run_id: str | None = None
     query = select(PredictionRow).where(PredictionRow.cohort == cohort)
     if run_id is not None:
         query = query.where(PredictionRow.run_id == run_id)
-    order = (PredictionRow.created_at, PredictionRow.run_id, PredictionRow.predictor, PredictionRow.guideline_id)
-    return session.scalars(query.order_by(*order)).all()
+    # Sorted here: databases order text by the rules of their locale, and scores must not depend on those.
+    return sorted(
+        session.scalars(query), key=lambda row: (row.created_at, row.run_id, row.predictor, row.guideline_id)
+    )  # fmt: skip
 
 
 def set_observed(session: Session, row: PredictionRow, *, observed: float, score: float | None, now: str) -> None:

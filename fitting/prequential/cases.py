@@ -11,7 +11,7 @@ family    trunk of the grown run (its own id without one): what shares its noise
 control   label of what it is compared with; cases of one label share its noise       -
 ========  ==========================================================================  ======
 
-A grown run without a control decides nothing: it waits outside the fit, so that its delta is still unseen when the control
+A grown run without a control enters no law and no pair of a fit: it waits, and its delta is still unseen when the control
 comes, whichever of the two ended first.
 """
 
@@ -100,11 +100,6 @@ def waiting_runs(table: pd.DataFrame, found: Sequence[Case]) -> tuple[str, ...]:
     used, _, _ = usable(table)
     paired = {case.run_id for case in found}
     return tuple(sorted(set(used.loc[is_grown(used), "run_id"].astype(str)) - paired))
-
-
-def without(table: pd.DataFrame, run_ids: Sequence[str]) -> pd.DataFrame:
-    """The table without some runs."""
-    return table[~table["run_id"].isin(list(run_ids))].reset_index(drop=True)
 
 
 def questions(found: Sequence[Case]) -> list[list[int]]:

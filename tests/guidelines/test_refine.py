@@ -115,13 +115,18 @@ def test_a_grown_run_waits_and_is_predicted_when_its_control_ends(sqlite: Databa
     refined(sqlite)
     grown = truth.grown(96, 5, 0.1)
     arrive(sqlite, [grown])
+    lists_it = refined(sqlite)
+    assert json.loads(lists_it.report)["waiting_run_ids"] == [grown["run_id"]]
     done = refine(sqlite, COHORT, outer_scores=False)
     assert done.outcome == "unchanged"
     assert "1 grown run(s) wait" in done.detail
     assert predictions(sqlite, run_id=grown["run_id"]) == []
     arrive(sqlite, [truth.scratch(96, 5)])
     version = refined(sqlite)
-    assert {row.predictor for row in predictions(sqlite, run_id=grown["run_id"])} == {*RULES, ACTIVE}
+    # The version that listed it had seen nothing of its delta, and so speaks of it.
+    of_grown = predictions(sqlite, run_id=grown["run_id"])
+    assert {row.predictor for row in of_grown} == {*RULES, ACTIVE}
+    assert lists_it.id in {row.guideline_id for row in of_grown}
     body = load_guideline(sqlite, version.id)
     assert body is not None
     assert grown["run_id"] in body.run_ids
