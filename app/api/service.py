@@ -43,7 +43,7 @@ class PageQuery(BaseModel):
         return Page(data=rows, has_more=has_more, next=str(getattr(rows[-1], key)) if has_more else None)
 
 
-def page_query(
+async def page_query(
     limit: Annotated[int, Query(ge=1, le=1000, description="rows a page")] = 50,
     after: Annotated[str | None, Query(max_length=64, description="`next` of the page before")] = None,
 ) -> PageQuery:
@@ -85,7 +85,8 @@ class Service:
             raise Problem.field(pointer, str(error)) from None
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:
+    """Async, because a plain dependency would be sent to a thread and back, for every request."""
     service = request.app.state.service
     assert isinstance(service, Service)
     return service

@@ -9,6 +9,7 @@ transaction ever has to be run again. A read transaction sees one state of the d
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,9 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.engine = _create_engine(checked_url(url))
+        # PostgreSQL queues writers. SQLite lets them ask again and again, the unlucky one in vain until it gives up: here
+        # the threads of one process queue instead.
+        self._writing = threading.Lock() if self.engine.dialect.name == SQLITE else None
 
     @property
     def name(self) -> str:
@@ -62,13 +66,30 @@ class Database:
             yield session
 
     @contextmanager
+    def statement(self) -> Iterator[Connection]:
+        """For one statement that reads: by itself it sees one state, and a session costs as much again."""
+        with self.engine.connect().execution_options(growthlaw_statement=True) as connection:
+            yield connection
+
+    @contextmanager
     def write(self) -> Iterator[Session]:
         with (
+            self._turn(),
             self.engine.connect().execution_options(growthlaw_write=True) as connection,
             Session(connection, expire_on_commit=False) as session,
             session.begin(),
         ):
             yield session
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        # Who waited in vain tries all the same, and gets the database's own error.
+        held = self._writing is not None and self._writing.acquire(timeout=BUSY_TIMEOUT_MS / 1000)
+        try:
+            yield
+        finally:
+            if held and self._writing is not None:
+                self._writing.release()
 
     def migrate(self, revision: str = "head") -> None:
         """Bring the schema to `revision`; an older database keeps its rows. Services that start at once take turns."""
@@ -154,7 +175,8 @@ def _is_write(connection: Connection) -> bool:
 
 def _begin_sqlite(connection: Connection) -> None:
     # A transaction that reads and then writes must take the write lock first, or two of them fail each other.
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if _is_write(connection) else "BEGIN")
+    if not connection.get_execution_options().get("growthlaw_statement", False):
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if _is_write(connection) else "BEGIN")
 
 
 def _begin_postgresql(connection: Connection) -> None:
