@@ -30,6 +30,9 @@ BUSY_TIMEOUT_MS = 5_000
 # A writer that froze in the middle (a suspended machine) is thrown out by PostgreSQL, or nobody could write any more.
 IDLE_WRITER_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_SECONDS = 10
+# All are kept once they were needed: SQLAlchemy's own pool keeps 5, and opens and closes up to 10 more for every request
+# beyond them, which costs more than most queries.
+NUM_CONNECTIONS = 20
 # Names the write lock among other programs' advisory locks: "growthla" as a big-endian number.
 WRITE_LOCK = int.from_bytes(b"growthla", "big")
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
@@ -144,13 +147,19 @@ def checked_url(url: str) -> URL:
 
 def _create_engine(url: URL) -> Engine:
     if url.get_backend_name() == SQLITE:
-        engine = create_engine(url)
+        engine = create_engine(url, pool_size=NUM_CONNECTIONS, max_overflow=0)
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     try:
         # A connection is tried before it is used: after a restart of the database the old ones are dead.
-        engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})
+        engine = create_engine(
+            url,
+            pool_size=NUM_CONNECTIONS,
+            max_overflow=0,
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS},
+        )
     except ModuleNotFoundError as error:
         raise InputError(
             "database_url",
