@@ -225,8 +225,7 @@ def _keep(service: Service, answers: Sequence[Answered]) -> None:
 
 def imported_guidelines(service: Service, cohort: str | None) -> list[Guideline]:
     """The active guidelines of cohorts that hold imported runs, but for `cohort`."""
-    with service.database.read() as session:
-        names = [name for name in run_store.cohorts_of_source(session, SOURCE) if name != cohort]
-        active = [guideline_store.active_guideline(session, name) for name in names]
-    found = [service.guideline(row.id) for row in active if row is not None]
+    with service.database.statement() as connection:
+        active = guideline_store.active_of_source(connection, SOURCE)
+    found = [service.guideline(guideline_id) for name, guideline_id in active if name != cohort]
     return [guideline for guideline in found if guideline is not None]

@@ -53,7 +53,7 @@ class PageQuery(BaseModel):
         return self.cut(list(items[start : start + self.limit + 1]), key)
 
 
-def page_query(
+async def page_query(
     limit: Annotated[int, Query(ge=1, le=1000, description="rows a page")] = 50,
     after: Annotated[str | None, Query(max_length=64, description="`next` of the page before")] = None,
 ) -> PageQuery:
@@ -96,7 +96,8 @@ class Service:
             raise Problem.field(pointer, str(error)) from None
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:
+    """Async, because a plain dependency would be sent to a thread and back, for every request."""
     service = request.app.state.service
     assert isinstance(service, Service)
     return service

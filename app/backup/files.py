@@ -50,14 +50,17 @@ def hash_file(path: Path) -> str:
 
 
 def copy_tree(
-    root: Path, copy: Path, stage: str, wanted: Callable[[Path], bool], tell: Tell
+    root: Path, copy: Path, stage: str, wanted: Callable[[Path], bool], tell: Tell, *, follow_links: bool = False
 ) -> tuple[list[CopiedFile], list[str]]:
     """Copy the plain files below `root` that are `wanted` (by their path below it).
+
+    Args:
+        follow_links: a folder right below `root` may be a link to where it lies; no other link is ever followed.
 
     Returns:
         What was copied, with paths below `copy`; and what was left out.
     """
-    found = sorted(_files(root)) if root.exists() else []
+    found = sorted(_files(root, follow_links)) if root.exists() else []
     chosen = [path for path in found if wanted(path)]
     left_out = [str(path) for path in found if not wanted(path)]
     total, done, copied = sum(_size(root / path) for path in chosen), 0, []
@@ -72,10 +75,10 @@ def copy_tree(
     return copied, left_out
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Plain files, relative to `root`. A corpus may itself be a link to where it lies; further in none is followed."""
+def _files(root: Path, follow_links: bool) -> Iterator[Path]:
+    """Plain files, relative to `root`."""
     for top in root.iterdir():
-        if top.name.startswith(".") or not top.is_dir():
+        if top.name.startswith(".") or not top.is_dir() or (top.is_symlink() and not follow_links):
             continue
         for folder, _, names in os.walk(top):
             for name in names:

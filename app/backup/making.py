@@ -81,7 +81,9 @@ def make_backup(
             ("runs", settings.runs_dir, (lambda path: True) if with_runs else is_small_part_of_a_run),
             ("corpora", settings.corpora_dir, (lambda path: True) if with_corpora else is_small_part_of_a_corpus),
         ):
-            copied, omitted = copy_tree(root, beside / stage, stage, wanted, tell)
+            # A corpus may lie elsewhere; a run directory that does is none that a launcher would run.
+            follow = stage == "corpora"
+            copied, omitted = copy_tree(root, beside / stage, stage, wanted, tell, follow_links=follow)
             files += [replace(file, path=f"{stage}/{file.path}") for file in copied]
             left_out += omitted
         manifest = Manifest(

@@ -9,6 +9,7 @@ transaction ever has to be run again. A read transaction sees one state of the d
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,9 @@ BUSY_TIMEOUT_MS = 5_000
 # A writer that froze in the middle (a suspended machine) is thrown out by PostgreSQL, or nobody could write any more.
 IDLE_WRITER_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_SECONDS = 10
+# All are kept once they were needed: SQLAlchemy's own pool keeps 5, and opens and closes up to 10 more for every request
+# beyond them, which costs more than most queries.
+NUM_CONNECTIONS = 20
 # Names the write lock among other programs' advisory locks: "growthla" as a big-endian number.
 WRITE_LOCK = int.from_bytes(b"growthla", "big")
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
@@ -44,6 +48,9 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.engine = _create_engine(checked_url(url))
+        # PostgreSQL queues writers. SQLite lets them ask again and again, the unlucky one in vain until it gives up: here
+        # the threads of one process queue instead.
+        self._writing = threading.Lock() if self.engine.dialect.name == SQLITE else None
 
     @property
     def name(self) -> str:
@@ -62,13 +69,30 @@ class Database:
             yield session
 
     @contextmanager
+    def statement(self) -> Iterator[Connection]:
+        """For one statement that reads: by itself it sees one state, and a session costs as much again."""
+        with self.engine.connect().execution_options(growthlaw_statement=True) as connection:
+            yield connection
+
+    @contextmanager
     def write(self) -> Iterator[Session]:
         with (
+            self._turn(),
             self.engine.connect().execution_options(growthlaw_write=True) as connection,
             Session(connection, expire_on_commit=False) as session,
             session.begin(),
         ):
             yield session
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        # Who waited in vain tries all the same, and gets the database's own error.
+        held = self._writing is not None and self._writing.acquire(timeout=BUSY_TIMEOUT_MS / 1000)
+        try:
+            yield
+        finally:
+            if held and self._writing is not None:
+                self._writing.release()
 
     def migrate(self, revision: str = "head") -> None:
         """Bring the schema to `revision`; an older database keeps its rows. Services that start at once take turns."""
@@ -123,13 +147,19 @@ def checked_url(url: str) -> URL:
 
 def _create_engine(url: URL) -> Engine:
     if url.get_backend_name() == SQLITE:
-        engine = create_engine(url)
+        engine = create_engine(url, pool_size=NUM_CONNECTIONS, max_overflow=0)
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     try:
         # A connection is tried before it is used: after a restart of the database the old ones are dead.
-        engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})
+        engine = create_engine(
+            url,
+            pool_size=NUM_CONNECTIONS,
+            max_overflow=0,
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS},
+        )
     except ModuleNotFoundError as error:
         raise InputError(
             "database_url",
@@ -154,7 +184,8 @@ def _is_write(connection: Connection) -> bool:
 
 def _begin_sqlite(connection: Connection) -> None:
     # A transaction that reads and then writes must take the write lock first, or two of them fail each other.
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if _is_write(connection) else "BEGIN")
+    if not connection.get_execution_options().get("growthlaw_statement", False):
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if _is_write(connection) else "BEGIN")
 
 
 def _begin_postgresql(connection: Connection) -> None:

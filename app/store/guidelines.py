@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, bindparam, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from app.store.tables import GuidelineRow, utc_now
+from app.store.tables import GuidelineRow, RunRow, utc_now
+
+# Asked at every recommendation: building a statement takes longer than running it.
+_ACTIVE_OF_SOURCE = (
+    select(GuidelineRow.cohort, GuidelineRow.id)
+    .where(
+        GuidelineRow.is_active,
+        exists().where(RunRow.cohort == GuidelineRow.cohort, RunRow.source == bindparam("source")),
+    )
+    .order_by(GuidelineRow.cohort)
+)
 
 
 def next_version(session: Session, cohort: str) -> int:
@@ -59,6 +69,13 @@ def versions(session: Session, cohort: str) -> dict[str, int]:
     """Version numbers by id."""
     found = session.execute(select(GuidelineRow.id, GuidelineRow.version).where(GuidelineRow.cohort == cohort))
     return {row.id: row.version for row in found}
+
+
+def active_of_source(connection: Connection, source: str) -> list[tuple[str, str]]:
+    """(cohort, id of its active version) of the cohorts that hold runs of this source, in the order of their names."""
+    return [
+        (cohort, guideline_id) for cohort, guideline_id in connection.execute(_ACTIVE_OF_SOURCE, {"source": source})
+    ]
 
 
 def list_guidelines(

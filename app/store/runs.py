@@ -35,13 +35,6 @@ def list_cohort_names(session: Session) -> Sequence[str]:
     return session.scalars(select(CohortRow.name).order_by(CohortRow.name)).all()
 
 
-def cohorts_of_source(session: Session, source: str) -> Sequence[str]:
-    """Names of the cohorts that hold runs of this source."""
-    return session.scalars(
-        select(RunRow.cohort).where(RunRow.source == source).distinct().order_by(RunRow.cohort)
-    ).all()
-
-
 def add_run(session: Session, run: RunRow) -> None:
     session.add(run)
     session.flush()

@@ -134,6 +134,21 @@ def test_the_command_round_trips_files_jobs_and_paths(tmp_path: Path) -> None:
     assert not list(back.glob(".*"))
 
 
+def test_a_link_leads_the_backup_nowhere_but_to_a_corpus(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    fill(data_dir).close()
+    for elsewhere in ("run", "corpus"):
+        (tmp_path / elsewhere).mkdir()
+        (tmp_path / elsewhere / "corpus.json").write_text("{}")
+    (data_dir / "runs" / "run_link").symlink_to(tmp_path / "run")
+    (data_dir / "runs" / "run_a" / "passwords").symlink_to("/etc/passwd")
+    (data_dir / "corpora" / "linked").symlink_to(tmp_path / "corpus")
+    manifest = make_backup(Settings(data_dir=data_dir), tmp_path / "copy", quiet)
+    names = {file.path for file in manifest.files}
+    assert "corpora/linked/corpus.json" in names
+    assert not [name for name in names if "run_link" in name or "passwords" in name]
+
+
 def test_large_parts_come_when_asked_for(tmp_path: Path) -> None:
     fill(tmp_path / "data").close()
     manifest = make_backup(

@@ -413,6 +413,37 @@ def test_one_guideline_a_cohort_is_active(database: Database) -> None:
         assert active.version == 3
 
 
+def test_active_versions_of_cohorts_with_runs_of_a_source(database: Database) -> None:
+    for cohort, source, is_active in (
+        ("b", "import", True),
+        ("a", "import", True),
+        ("c", "import", False),
+        ("d", "job", True),
+    ):
+        with database.write() as session:
+            run_store.add_cohort(
+                session,
+                CohortRow(name=cohort, recipe="{}", recipe_hash="h", decision_metric="m", decision_dataset="d"),
+            )
+            for place in range(2):
+                run_store.add_run(
+                    session,
+                    RunRow(
+                        run_id=f"run_{cohort}{place}", cohort=cohort, source=source, name="n", status="finished",
+                        target_params=1.0, growth_factor=1.0, growth_timing_tokens=0.0, grown_tokens=0.0, is_final=True,
+                    ),
+                )  # fmt: skip
+            guideline_store.add_guideline(
+                session,
+                GuidelineRow(
+                    id=f"gl_{cohort}", cohort=cohort, version=1, is_active=is_active, num_runs=1, data_hash="h", reason="",
+                    body="{}",
+                ),
+            )  # fmt: skip
+    with database.statement() as connection:
+        assert guideline_store.active_of_source(connection, "import") == [("a", "gl_a"), ("b", "gl_b")]
+
+
 def test_ids_sort_in_the_order_they_were_made() -> None:
     ids = [new_id("run") for _ in range(10_000)]
     assert ids == sorted(ids)
