@@ -69,6 +69,7 @@ class Service:
         self.metrics = Metrics()
         self.metrics.watch(StoredCollector(database))
         self.metrics.watch(LauncherCollector(supervisor.seconds_since_tick, supervisor.nodes))
+        refitter.on_ended = self.metrics.refit_ended
         self._guidelines: dict[str, Guideline] = {}
         self.recent_answers = RecentAnswers()
 

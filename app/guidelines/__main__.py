@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import threading
+import time
 import traceback
 
 from sqlalchemy.exc import OperationalError
@@ -27,6 +28,7 @@ def main(cohorts: list[str]) -> None:
     os.nice(NICENESS)
     database = Database(os.environ[DATABASE_VARIABLE])
     for cohort in cohorts:
+        started = time.monotonic()
         try:
             done = refine(database, cohort)
             answer = {"outcome": done.outcome, "detail": done.detail, "guideline_id": done.guideline_id}
@@ -35,7 +37,7 @@ def main(cohorts: list[str]) -> None:
         except Exception as error:  # one cohort that cannot be fitted must not stop the others
             traceback.print_exc()
             answer = {"outcome": "failed", "detail": f"{type(error).__name__}: {error}", "guideline_id": None}
-        print(json.dumps({"cohort": cohort, **answer}), flush=True)
+        print(json.dumps({"cohort": cohort, "seconds": time.monotonic() - started, **answer}), flush=True)
     database.close()
 
 

@@ -65,6 +65,9 @@ class Refitter:
         owner: name of this service among those that share the database; the same after a restart.
         after_seconds: how long to wait for further runs before a refit starts.
         start_process: starts the process for some cohorts.
+
+    Attributes:
+        on_ended: told of every refit that ended: its outcome (`stored`, `unchanged`, `impossible`, `failed`) and seconds.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Refitter:
     ) -> None:
         self._database, self._owner, self._after = database, owner, after_seconds
         self._start_process = start_process
+        self.on_ended: Callable[[str, float], None] = lambda outcome, seconds: None
         self._waiting: list[_Asked] = []
         self._changed = threading.Condition()
         self._halt = False
@@ -204,6 +208,7 @@ class Refitter:
             asked.num_waits += 1
             self._again([asked], detail, counts=False)
             return
+        self.on_ended(outcome, answer["seconds"])
         state = "succeeded" if outcome == "stored" else outcome
         log.info(
             "refit_ended", cohort=asked.cohort, state=state, detail=detail, guideline_id=guideline_id, reason=asked.reason

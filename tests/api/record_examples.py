@@ -132,8 +132,25 @@ def record(recorder: Recorder, exports: str) -> None:
     call("DELETE", "/runs/{run_id}", run_id=opened["run_id"], why="trained on the wrong data")
     call("GET", "/runs/{run_id}", run_id=opened["run_id"], expected=410)
     guidelines = call("GET", "/guidelines", cohort=COHORT)
-    call("GET", "/guidelines/{guideline_id}", guideline_id=guidelines["data"][0]["id"])
+    first = guidelines["data"][0]["id"]
+    call("GET", "/guidelines/{guideline_id}", guideline_id=first)
+    call("GET", "/guidelines/{guideline_id}/diff/{other_id}", guideline_id=first, other_id=first)
+    call("POST", "/guidelines/{guideline_id}/activate", guideline_id=first, body={"pinned": False})
+    refit = call("POST", "/guidelines/refit", body={"cohort": COHORT}, expected=202)
+    call("GET", "/guidelines/refits")
+    call("GET", "/guidelines/refits/{refit_id}", refit_id=refit["id"])
+    call("POST", "/plan", body={"cohort": COHORT, "flops_budget": 2e13, "max_steps": 2})
+    mapping = {"cohort": "mine", "tokens": "step * 1024 * 4096", "decision_dataset": "c4"}
+    call("PUT", "/mappings/{name}", name="our-runs", body=mapping)
+    call("GET", "/mappings")
+    call("GET", "/mappings/{name}", name="our-runs")
+    call("DELETE", "/mappings/{name}", name="nothing", expected=404)
+    call("POST", "/keys", body={"name": "planner", "scope": "plan"}, expected=201)
+    call("GET", "/keys")
+    call("DELETE", "/keys/{name_or_id}", name_or_id="planner")
+    call("GET", "/audit", limit=2)
     call("GET", "/healthz")
+    call("GET", "/readyz")
 
 
 def shortened(value: Any, replacements: dict[str, str]) -> Any:
@@ -145,6 +162,7 @@ def shortened(value: Any, replacements: dict[str, str]) -> Any:
     if isinstance(value, str):
         for old, new in replacements.items():
             value = value.replace(old, new)
+        value = re.sub(r"(glk_key_\w{4}|glk_\w{4})\w{20,}", r"\1...", value)
         return value if len(value) <= LONGEST_TEXT else value[:LONGEST_TEXT] + " [...]"
     return value
 

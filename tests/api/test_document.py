@@ -14,7 +14,7 @@ from app.main import create_app
 from app.settings import Settings
 
 # Answers that are no JSON, and routes without a body of JSON that says something by itself.
-NO_RESPONSE = {"GET /jobs/{job_id}/events"}
+NO_RESPONSE = {"GET /jobs/{job_id}/events", "GET /metrics"}
 
 
 @pytest.fixture(scope="module")
