@@ -193,9 +193,10 @@ def post_batch(body: Annotated[BatchBody, Body()], service: ServiceDep) -> Batch
         try:
             asked = RecommendBody.model_validate(question)
             answered, row = answer(service, asked)
-        except (ValidationError, InputError) as error:
-            if isinstance(error, ValidationError):
-                error = RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()])
+        except ValidationError as error:
+            wrong = RequestValidationError([{**entry, "loc": ("body", *entry["loc"])} for entry in error.errors()])
+            results.append(BatchResult(index=index, answer=None, problem=problem_of(wrong)))
+        except InputError as error:
             results.append(BatchResult(index=index, answer=None, problem=problem_of(error)))
         else:
             results.append(BatchResult(index=index, answer=answered, problem=None))
