@@ -80,10 +80,7 @@ def options_of(given: Mapping[str, Any], plain: Iterable[str], saved: Mapping[st
             options[name] = {**options.get(name, {}), **dict(_pair(text, name) for text in texts)}
     if given["not_final"]:
         options["is_final"] = False
-    if given["replace"]:
-        options["replace"] = True
-    if given["restore"]:
-        options["restore"] = True
+    options |= {name: True for name in ("replace", "restore") if given[name]}
     return options
 
 

@@ -112,7 +112,7 @@ def test_maps_ramps_and_names_are_read_as_written(tmp_path: Path) -> None:
     given = dict.fromkeys(("plan", "config", "base_config"), None) | {
         "maps": ("validation_loss:web=eval/web:loss", "validation_loss=bpb:bits_per_byte"), "batch_ramp": "1:1e6,100:2097152",
         "bytes_per_token": ("4.25", "web=4.5"), "stated": ("init_seed=7", "schedule=wsd"), "recipe": (), "not_final": True,
-        "replace": False,
+        "replace": False, "restore": False,
     }  # fmt: skip
     assert import_sources.options_of(given, (), {}) == {
         "columns": [
