@@ -103,6 +103,7 @@ class Job(Answer):
     engine: str
     num_processes: int
     num_nodes: int
+    recommendation_id: str | None
     num_attempts: int
     created_at: str
     started_at: str | None
@@ -218,6 +219,7 @@ class Run(Answer):
     engine_numerics_version: int | None
     reason: str
     wasted_flops: float
+    corrections: list[Json]
 
     def points(self, metric: str | None = None) -> list[Point]:
         """As `Growthlaw.points`."""
@@ -243,14 +245,42 @@ class Guideline(Answer):
     cohort: str
     version: int
     is_active: bool
+    is_pinned: bool
+    outcome: str
     num_runs: int
     data_hash: str
     reason: str
     created_at: str
+    activated_at: str | None
 
 
 class GuidelineDetail(Guideline):
+    report: Json
+    scores: Json
     body: Json
+
+
+class Refit(Answer):
+    id: str
+    cohort: str
+    state: str
+    reason: str
+    detail: str
+    guideline_id: str | None
+    num_attempts: int
+    asked_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class Cohort(Answer):
+    name: str
+    decision_metric: str
+    decision_dataset: str
+    num_runs: int
+    guideline_id: str | None
+    recipe: Json
+    created_at: str
 
 
 class Model(Answer):
@@ -317,6 +347,21 @@ class Recommendation(Answer):
     support: Support
     alternatives: list[Json]
     warnings: list[str]
+
+
+class KeptSummary(Answer):
+    id: str
+    created_at: str
+    cohort: str | None
+    guideline_id: str
+    guideline_version: int
+    decision: str
+
+
+class KeptRecommendation(KeptSummary):
+    question: Json
+    answer: Json
+    newer: Json | None
 
 
 class Key(Answer):

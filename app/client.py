@@ -30,17 +30,21 @@ from urllib.parse import quote
 import httpx
 
 from app.answers import (
+    Cohort,
     Deed,
     Growth,
     Guideline,
     GuidelineDetail,
     Job,
     JobDetail,
+    KeptRecommendation,
+    KeptSummary,
     Key,
     NewKey,
     Page,
     Point,
     Recommendation,
+    Refit,
     Run,
     StartedJob,
 )
@@ -157,11 +161,12 @@ class Growthlaw:
         """`GET /surface`: losses over growth timing and factor; keywords are its query parameters."""
         return self._call("GET", "/surface", query=query)
 
-    def recommendations(self, **query: Any) -> Json:
-        return self._call("GET", "/recommendations", query=query)
+    def recommendations(self, **query: Any) -> Page[KeptSummary]:
+        """`GET /recommendations`: kept answers, newest first; iterate over it for all of them."""
+        return Page("/recommendations", query, KeptSummary, self)
 
-    def recommendation(self, recommendation_id: str) -> Json:
-        return self._call("GET", self._item("recommendations", recommendation_id))
+    def recommendation(self, recommendation_id: str) -> KeptRecommendation:
+        return KeptRecommendation(self._call("GET", self._item("recommendations", recommendation_id)), self)
 
     def grow(self, design: Mapping[str, Any], *, idempotency_key: str | None = None) -> Growth:
         """`POST /grow`: the group of jobs that was started."""
@@ -299,19 +304,27 @@ class Growthlaw:
         other = quote(other_id, safe="")
         return self._call("GET", f"{self._item('guidelines', guideline_id)}/diff/{other}")
 
-    def activate_guideline(self, guideline_id: str, *, pinned: bool = True) -> Json:
+    def activate_guideline(self, guideline_id: str, *, pinned: bool = True) -> Guideline:
         """`POST /guidelines/{id}/activate`; pinned, no promotion replaces it."""
-        return self._call("POST", self._item("guidelines", guideline_id) + "/activate", body={"pinned": pinned})
+        body = {"pinned": pinned}
+        path = self._item("guidelines", guideline_id) + "/activate"
+        return Guideline(self._call("POST", path, body=body, repeatable=True), self)
 
-    def refit(self, cohort: str) -> Json:
+    def refit(self, cohort: str, *, idempotency_key: str | None = None) -> Refit:
         """`POST /guidelines/refit`: the refit that was asked for; `refit_state` tells how it stands."""
-        return self._call("POST", "/guidelines/refit", body={"cohort": cohort})
+        headers = self._once(idempotency_key)
+        return Refit(self._call("POST", "/guidelines/refit", body={"cohort": cohort}, headers=headers), self)
 
-    def refits(self, **query: Any) -> Json:
-        return self._call("GET", "/guidelines/refits", query=query)
+    def refits(self, **query: Any) -> Page[Refit]:
+        """`GET /guidelines/refits`, newest first; iterate over it for all of them."""
+        return Page("/guidelines/refits", query, Refit, self)
 
-    def refit_state(self, refit_id: str) -> Json:
-        return self._call("GET", self._item("guidelines/refits", refit_id))
+    def refit_state(self, refit_id: str) -> Refit:
+        return Refit(self._call("GET", self._item("guidelines/refits", refit_id)), self)
+
+    def cohorts(self, **query: Any) -> Page[Cohort]:
+        """`GET /cohorts`, by name; iterate over it for all of them."""
+        return Page("/cohorts", query, Cohort, self)
 
     def corpora(self) -> list[Json]:
         return self._all("/corpora")

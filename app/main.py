@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from app.api import (
     access,
     audit,
+    cohorts,
     corpora,
     document,
     exports,
@@ -127,6 +128,7 @@ def create_app(settings: Settings) -> FastAPI:
         pushing,
         mappings,
         runs,
+        cohorts,
         run_changes,
         guidelines,
         corpora,

@@ -57,6 +57,7 @@ SCOPE_OF_ROUTE: dict[str, Need] = {
     "DELETE /runs/{run_id}": "admin",
     "GET /runs/{run_id}/points": "read",
     "POST /runs/{run_id}/points": "grow",
+    "GET /cohorts": "read",
     "GET /mappings": "read",
     "GET /mappings/{name}": "read",
     "PUT /mappings/{name}": "grow",

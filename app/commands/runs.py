@@ -22,6 +22,23 @@ def runs() -> None:
     """List, import, correct and remove stored runs, report on a folder of them, replay how they refine."""
 
 
+@runs.command("cohorts")
+@click.option("--limit", default=50, show_default=True, type=click.IntRange(1, 1000))
+@url_option
+@json_option
+def list_cohorts(limit: int, url: str | None, as_json: bool) -> None:
+    """Cohorts: runs whose losses may be compared, and which guideline answers for them."""
+    from app.client import Growthlaw
+
+    with Growthlaw(url) as client:
+        page = client.cohorts(limit=limit)
+    if as_json:
+        emit_json(page)
+        return
+    columns = ("name", "num_runs", "decision_metric", "decision_dataset", "guideline_id")
+    print_table(columns, [[cohort[name] for name in columns] for cohort in page])
+
+
 @runs.command("list")
 @click.option("--cohort", default=None)
 @click.option("--status", type=click.Choice(["finished", "diverged", "stopped", "running"]), default=None)

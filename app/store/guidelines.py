@@ -58,6 +58,12 @@ def active_guideline(session: Session, cohort: str) -> GuidelineRow | None:
     ).one_or_none()
 
 
+def active_ids(session: Session, cohorts: Sequence[str]) -> dict[str, str]:
+    """The active version of each of the cohorts that has one."""
+    query = select(GuidelineRow.cohort, GuidelineRow.id).where(GuidelineRow.cohort.in_(cohorts), GuidelineRow.is_active)
+    return {row.cohort: row.id for row in session.execute(query)}
+
+
 def newest_guideline(session: Session, cohort: str) -> GuidelineRow | None:
     """The version that was fitted last, active or not."""
     return session.scalars(

@@ -26,6 +26,22 @@ def get_cohort(session: Session, name: str) -> CohortRow | None:
     return session.get(CohortRow, name)
 
 
+def list_cohorts(session: Session, *, after: str | None, limit: int) -> Sequence[CohortRow]:
+    """Cohorts by name; `after` is the last name of the page before."""
+    query = select(CohortRow).order_by(CohortRow.name).limit(limit)
+    if after is not None:
+        query = query.where(CohortRow.name > after)
+    return session.scalars(query).all()
+
+
+def count_runs(session: Session, cohorts: Sequence[str]) -> dict[str, int]:
+    """Runs of each of the cohorts; one without any is left out."""
+    query = (
+        select(RunRow.cohort, func.count().label("num_runs")).where(RunRow.cohort.in_(cohorts)).group_by(RunRow.cohort)
+    )
+    return {row.cohort: row.num_runs for row in session.execute(query)}
+
+
 def add_cohort(session: Session, cohort: CohortRow) -> None:
     session.add(cohort)
     session.flush()

@@ -131,6 +131,7 @@ def record(recorder: Recorder, exports: str) -> None:
     )
     call("DELETE", "/runs/{run_id}", run_id=opened["run_id"], why="trained on the wrong data")
     call("GET", "/runs/{run_id}", run_id=opened["run_id"], expected=410)
+    call("GET", "/cohorts")
     guidelines = call("GET", "/guidelines", cohort=COHORT)
     first = guidelines["data"][0]["id"]
     call("GET", "/guidelines/{guideline_id}", guideline_id=first)
