@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+import uvicorn
+from click.testing import CliRunner
 from fastapi.testclient import TestClient
 
 from app.api.run_bodies import model_spec
 from app.api.train import TrainBody
+from app.cli import cli
 from app.contract import EvaluationSpec, ModelSpec, Spec, TrainingSpec
 from app.corpus.shards import Manifest
 from app.guidelines.refine import refine
@@ -116,6 +120,35 @@ def test_the_next_runs_are_ready_to_be_started(client: TestClient) -> None:
 MANIFEST = Manifest(
     name="demo", content_hash="0" * 64, vocab_size=1024, dtype="uint16", splits={}, origin="-", licence="-"
 )
+
+
+def test_the_command_tells_the_steps_and_writes_the_bodies(
+    client: TestClient, tmp_path: Path, until: Callable[..., Any]
+) -> None:
+    server = uvicorn.Server(uvicorn.Config(client.app, port=0, log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started, "the server starts")
+        url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+        def said(*arguments: str) -> str:
+            plan = ("plan", "next", "--cohort", "hidden64", "--flops-budget", "1e13", "--max-steps", "1", "--url", url)
+            done = CliRunner().invoke(cli, [*plan, *arguments], catch_exceptions=False)
+            assert done.exit_code == 0, done.output
+            return done.output
+
+        answer = asked(client, max_steps=1)
+        text = said("--out", str(tmp_path / "bodies"))
+        assert answer["sentence"] in text
+        assert answer["steps"][0]["why"] in text
+        written = [json.loads(path.read_text()) for path in sorted((tmp_path / "bodies").iterdir())]
+        assert written == [run["job"] for run in answer["steps"][0]["runs"]]
+        (tmp_path / "question.json").write_text(json.dumps(QUESTION))
+        assert "No pilot pays" in said("--decision", str(tmp_path / "question.json"))
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def test_a_pilot_must_pay_for_a_decision(client: TestClient) -> None:
