@@ -1,29 +1,27 @@
-"""The service: the app factory, and running it on a free port or saying why it cannot."""
+"""The service: the app factory, and running it on a free port or saying why it cannot. How it ends: :mod:`app.stopping`."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import json
-import logging
 import os
-import signal
 import socket
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 import structlog
 import uvicorn
-from alembic.util import CommandError
 from fastapi import FastAPI
-from sqlalchemy.exc import DatabaseError
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app.api import (
+    access,
+    audit,
+    cohorts,
     corpora,
+    document,
     exports,
     grow,
     guidelines,
@@ -31,10 +29,17 @@ from app.api import (
     imports,
     job_files,
     jobs,
+    keys,
+    mappings,
+    metrics,
+    plan,
     problems,
     pushing,
     recommend,
+    recommendations,
+    run_changes,
     runs,
+    scopes,
     train,
     workers,
 )
@@ -47,24 +52,28 @@ from app.jobs.launchers.local import LocalLauncher
 from app.jobs.launchers.ray import RayLauncher
 from app.jobs.launchers.ray_api import RayApi, RayRefusedError, RayToken
 from app.jobs.supervisor import Supervisor
+from app.observe.logs import log_to_stderr
+from app.observe.requests import RequestLog
+from app.opening import StartError, open_database
 from app.records import write_json_atomically
 from app.settings import LOOPBACK_HOSTS, Settings
+from app.stopping import StoppableServer, stop_loops
+from app.store import keys as key_store
 from app.store.database import Database
 from fitting.errors import InputError
 
 SERVICE_FILE = "service.json"
 LOCK_FILE = "service.lock"
-
-
-class StartError(Exception):
-    """The service cannot start; the message says why and what to do."""
+# Of a JSON body; an import of log files has a limit of its own.
+MAX_BODY_BYTES = 8_000_000
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The service over `settings.data_dir`, its database migrated; its launcher loop runs while the app does.
 
     Raises:
-        StartError: the database cannot be opened or migrated, an export URL cannot be used, or a launcher's settings are wrong.
+        StartError: the database cannot be opened or migrated, it holds no key where one is needed, an export URL cannot be
+            used, or a launcher's settings are wrong.
     """
     try:
         _ = settings.allowed_export_urls
@@ -73,12 +82,14 @@ def create_app(settings: Settings) -> FastAPI:
     for folder in (settings.data_dir, settings.runs_dir, settings.corpora_dir):
         folder.mkdir(parents=True, exist_ok=True)
     launchers = _launchers(settings)
-    database = _open_database(settings)
-    refitter = Refitter(database)
+    database = open_database(settings)
+    _check_keys(settings, database)
+    owner = f"{socket.gethostname()}:{settings.data_dir.resolve()}"
+    refitter = Refitter(database, owner=owner, after_seconds=settings.refit_after_seconds)
     supervisor = Supervisor(
         database,
         launchers,
-        owner=f"{socket.gethostname()}:{settings.data_dir.resolve()}",
+        owner=owner,
         on_run_ended=refitter.ask,
         # A database of its own holds no jobs of other services: there, one whose folder moved fails and says so.
         runs_dir=settings.runs_dir.resolve() if settings.database_url else None,
@@ -90,8 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
         refitter.start()
         supervisor.start()
         yield
-        supervisor.stop()
-        refitter.stop()
+        stop_loops({"launcher": supervisor.stop, "refitter": refitter.stop})
         database.close()
 
     app = FastAPI(
@@ -100,12 +110,14 @@ def create_app(settings: Settings) -> FastAPI:
         summary="Whether, when and by how much to grow a model during pre-training, learned from your own runs.",
         lifespan=lifespan,
     )
-    app.state.service = Service(settings, database, supervisor, refitter)
-    # A page of another site must not reach a loopback service through a name that it lets point here.
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK_HOSTS, "[::1]"])
+    app.state.service = service = Service(settings, database, supervisor, refitter)
     problems.install(app)
+    access.install(app, settings, database)
+    app.add_middleware(RequestLog, metrics=service.metrics)  # the last is the outermost
     for module in (
         recommend,
+        recommendations,
+        plan,
         grow,
         train,
         jobs,
@@ -114,13 +126,44 @@ def create_app(settings: Settings) -> FastAPI:
         workers,
         imports,
         pushing,
+        mappings,
         runs,
+        cohorts,
+        run_changes,
         guidelines,
         corpora,
         health,
+        keys,
+        audit,
+        metrics,
     ):
-        app.include_router(module.router)
+        scopes.check_scopes(module.router.routes)
+        # At the routes, so that what is refused leaves as a problem like all else.
+        app.include_router(module.router, max_body_size=MAX_BODY_BYTES)
+    scopes.check_scopes(app.routes)
+    document.install(app)
     return app
+
+
+def _check_keys(settings: Settings, database: Database) -> None:
+    with database.read() as session:
+        any_key = key_store.any_key_in_use(session)
+    if settings.needs_key and not any_key:
+        database.close()
+        why = (
+            f"--host is {settings.host}, which lets other machines in"
+            if settings.host not in LOOPBACK_HOSTS
+            else "--require-key or --allowed-host asks for a key"
+        )
+        raise StartError(
+            f"{why}, but {database.name} holds no key; make the first one with `growthlaw keys create NAME --scope admin` "
+            "(with the same --data-dir or GROWTHLAW_DATABASE_URL)"
+        )
+    if any_key and not settings.needs_key:
+        structlog.get_logger().warning(
+            "keys_not_required",
+            reason="on loopback none is needed; behind a proxy, or where others use this machine, start with --require-key",
+        )
 
 
 def _launchers(settings: Settings) -> list[Launcher]:
@@ -154,55 +197,41 @@ def _ray_launchers(settings: Settings) -> list[RayLauncher]:
     return [RayLauncher(settings.runs_dir.resolve(), api, python=settings.ray_python)]
 
 
-def _open_database(settings: Settings) -> Database:
-    try:
-        database = Database(settings.store_url())
-    except InputError as error:
-        raise StartError(f"GROWTHLAW_DATABASE_URL: {error}") from None
-    try:
-        database.migrate()
-    except (DatabaseError, CommandError) as error:
-        database.close()
-        why = getattr(error, "orig", error)
-        if settings.database_url is not None:
-            mend = "see that it runs, that its user may create tables, and that no newer growthlaw wrote it"
-        else:
-            mend = (
-                "it is damaged or was written by a newer growthlaw: put a copy back, use that growthlaw, or serve another "
-                "--data-dir"
-            )
-        raise StartError(f"the database {database.name} cannot be used ({str(why).strip()}); {mend}") from None
-    return database
-
-
 def serve(settings: Settings, on_ready: Callable[[dict[str, Any]], None] = lambda service: None) -> None:
     """Serve until SIGINT or SIGTERM. With port 0 a free one is taken; `service.json` and `on_ready` tell which.
 
     Raises:
-        StartError: the host is not loopback, the port or the data directory is in use or cannot be used.
+        StartError: a key is needed and there is none; the port, the certificate or the data directory is in use or cannot be
+            used.
     """
-    if settings.host not in LOOPBACK_HOSTS:
-        raise StartError(
-            f"--host is {settings.host}, but without API keys the service listens on loopback only "
-            f"({', '.join(LOOPBACK_HOSTS)}); put a proxy that checks who asks in front of it"
-        )
     with _locked(settings.data_dir), _bound_socket(settings.host, settings.port) as listener:
-        _log_to_stderr()
+        log_to_stderr()
         port = listener.getsockname()[1]
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        url = f"http://{host}:{port}"
+        url = f"{'https' if settings.ssl_certfile else 'http'}://{host}:{port}"
         service_file = settings.data_dir / SERVICE_FILE
         service = {"url": url, "pid": os.getpid(), "data_dir": str(settings.data_dir.resolve())}
         app = create_app(settings)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=settings.stop_seconds,
+            ssl_certfile=settings.ssl_certfile, ssl_keyfile=settings.ssl_keyfile,
+        )  # fmt: skip
+        try:
+            config.load()
+        except OSError as error:  # ssl.SSLError is one
+            raise StartError(
+                f"--ssl-certfile {settings.ssl_certfile} with --ssl-keyfile {settings.ssl_keyfile} cannot be used ({error}); "
+                "give a PEM certificate and its key without a password"
+            ) from None
         write_json_atomically(service_file, service)
         on_ready(service)
         try:
-            config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
             structlog.get_logger().info("serving", url=url, docs=f"{url}/docs", data_dir=str(settings.data_dir))
-            # uvicorn shuts down in order and then raises the signal again, which must not cut the clean-up short.
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(signum, lambda *_: sys.exit(0))
-            uvicorn.Server(config).run(sockets=[listener])
+            StoppableServer(
+                config,
+                on_stop=app.state.service.stop_begins,
+                on_cut_short=lambda: service_file.unlink(missing_ok=True),
+            ).run(sockets=[listener])
         finally:
             service_file.unlink(missing_ok=True)
 
@@ -242,35 +271,3 @@ def _bound_socket(host: str, port: int) -> Iterator[socket.socket]:
                 "(--port 0 takes a free one)"
             ) from None
         yield listener
-
-
-class _Unfailing:
-    """A stream whose full disk or closed pipe stops nobody: a service that cannot log must still look after its jobs."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self._stream.flush()
-
-
-def _log_to_stderr() -> None:
-    on_terminal = sys.stderr.isatty()
-    renderer = structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Unfailing(sys.stderr))),
-    )
-    # uvicorn's own messages (start, stop, a crash in a route) take the same way.
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")

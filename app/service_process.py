@@ -18,7 +18,10 @@ from app.client import Growthlaw, NoService, Refused
 START_SECONDS = 60.0
 PAUSE_SECONDS = 60.0
 LOG_FILE = "service.log"
-ELSEWHERE = ("GROWTHLAW_DATABASE_URL", "GROWTHLAW_SHARED_RUNS_DIR")
+ELSEWHERE = (
+    "GROWTHLAW_DATABASE_URL", "GROWTHLAW_SHARED_RUNS_DIR", "GROWTHLAW_HOST", "GROWTHLAW_REQUIRE_KEY",
+    "GROWTHLAW_ALLOWED_HOSTS", "GROWTHLAW_SSL_CERTFILE", "GROWTHLAW_SSL_KEYFILE",
+)  # fmt: skip
 
 
 class ServiceDidNotStart(Exception):
@@ -65,7 +68,7 @@ def _connect(process: subprocess.Popen[bytes], data_dir: Path, log_path: Path) -
         with contextlib.suppress(OSError, ValueError, NoService):
             service = json.loads((data_dir / "service.json").read_text(encoding="utf-8"))
             if service["pid"] == process.pid:
-                client = Growthlaw(service["url"])
+                client = Growthlaw(service["url"], api_key="")  # one of the environment is another service's
                 client.health()
                 return client
         time.sleep(0.05)

@@ -52,11 +52,14 @@ class CohortFit:
     held_out: dict[str, Any] | None = None
 
 
-def fit_own(table: pd.DataFrame, noise: Noise, *, seed: int, num_draws: int = NUM_DRAWS) -> CohortFit | None:
+def fit_own(
+    table: pd.DataFrame, noise: Noise, *, seed: int, num_draws: int = NUM_DRAWS, outer_scores: bool = True
+) -> CohortFit | None:
     """Growth laws weighted and scored by nested validation, None where the table has too few pairs for that.
 
     Args:
         table: a checked run table of one cohort.
+        outer_scores: score the average on outer folds as well. They cost most of the time and change no prediction.
 
     Raises:
         ValueError: no pair, or the scratch runs cannot carry a scratch law.
@@ -83,7 +86,8 @@ def fit_own(table: pd.DataFrame, noise: Noise, *, seed: int, num_draws: int = NU
         squares = sum(weight * weights.errors_nats[name] ** 2 for name, weight in kept.items())
         seen = float(np.sqrt(squares / sum(kept.values())))
         spread = max(spread, seen) if noise.measured else seen
-    tests = {kind: validate(data, kind, seed=seed, laws=choosers) for kind in _KINDS_OF_FOLDS}
+    kinds = _KINDS_OF_FOLDS if outer_scores else ()
+    tests = {kind: validate(data, kind, seed=seed, laws=choosers) for kind in kinds}
     scores: dict[str, Any] = {
         kind: test.averaged.to_dict() for kind, test in tests.items() if test.averaged is not None
     }

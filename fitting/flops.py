@@ -46,7 +46,8 @@ class ModelShape(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A dense decoder with gated MLPs (the Llama family)."""
+    """A dense decoder with gated MLPs (the Llama family). ``own_head_size`` is the heads' width where the family sets it
+    apart from hidden size / heads."""
 
     num_layers: int
     hidden_size: int
@@ -55,10 +56,11 @@ class Shape:
     intermediate_size: int
     vocab_size: int
     context_length: int
+    own_head_size: int | None = None
 
     @property
     def head_size(self) -> int:
-        return self.hidden_size // self.num_heads
+        return self.own_head_size or self.hidden_size // self.num_heads
 
     def with_layers(self, num_layers: int) -> Shape:
         return replace(self, num_layers=num_layers)

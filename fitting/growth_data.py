@@ -40,7 +40,7 @@ _WIDEST_GAP = 2.0
 class GrowthData:
     """Pairs (arrays (R,)) and scratch runs of one cohort and basis. ``delta_nats`` is grown - control.
 
-    Pairs of equal ``controls`` share a control run and with it its noise.
+    Pairs of equal ``controls`` share a control run and with it its noise. ``grown_run_ids`` (R,) name the grown run of each.
     """
 
     cohort: str
@@ -50,6 +50,7 @@ class GrowthData:
     compute_flops: Array
     clusters: np.ndarray
     controls: np.ndarray
+    grown_run_ids: np.ndarray
     scratch: ScratchRows
     scratch_compute_flops: Array
     run_ids: tuple[str, ...]
@@ -68,6 +69,7 @@ class GrowthData:
             compute_flops=self.compute_flops[pairs],
             clusters=self.clusters[pairs],
             controls=self.controls[pairs],
+            grown_run_ids=self.grown_run_ids[pairs],
             scratch=self.scratch.where(scratch),
             scratch_compute_flops=self.scratch_compute_flops[scratch],
         )
@@ -157,6 +159,7 @@ def growth_data(table: pd.DataFrame) -> GrowthData:
         compute_flops=_column(grown, "compute_flops")[order],
         clusters=clusters[order],
         controls=_control_labels(points, control, how)[order],
+        grown_run_ids=np.asarray(grown["run_id"].astype(str))[order],
         scratch=scratch,
         scratch_compute_flops=scratch_compute,
         run_ids=tuple(sorted(set(used["run_id"].astype(str)))),

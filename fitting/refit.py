@@ -25,13 +25,16 @@ from fitting.identifiability import cannot_identify
 from fitting.table import data_hash, read_runs
 
 
-def fit_guideline(runs: str | Path | pd.DataFrame, cohort: str | None = None, *, seed: int = 0) -> Guideline:
+def fit_guideline(
+    runs: str | Path | pd.DataFrame, cohort: str | None = None, *, seed: int = 0, outer_scores: bool = True
+) -> Guideline:
     """Fit the guideline of one cohort.
 
     Args:
         runs: a run table (:func:`fitting.table.read_runs` reads and checks it).
         cohort: the cohort to fit; may be left out where the table holds one.
         seed: of every random draw.
+        outer_scores: give the held-out scores; without them the fit takes a fraction of the time and predicts the same.
 
     Returns:
         The guideline; its ``id`` is a hash of the rows, the seed and the law, so equal input gives an equal id.
@@ -57,7 +60,9 @@ def fit_guideline(runs: str | Path | pd.DataFrame, cohort: str | None = None, *,
     fit: CohortFit | None = None
     sentences: tuple[str, ...]
     try:
-        fit = fit_own(table, noise, seed=seed) if len(pairs) >= PAIRS_TO_STAND_ALONE else None
+        fit = (
+            fit_own(table, noise, seed=seed, outer_scores=outer_scores) if len(pairs) >= PAIRS_TO_STAND_ALONE else None
+        )
         fit = fit or fit_cohort(pairs, singles, noise, seed=seed)
     except ValueError as error:
         sentences = (f"No scratch law was fitted: {error}.",)

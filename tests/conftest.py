@@ -105,7 +105,7 @@ class RunningService:
     """`growthlaw serve` as a process; it can be killed and started again over the same data directory.
 
     ``installation`` is the folder whose `app` runs: this checkout, or a copy that ships other data. ``runs_dir`` holds its
-    run directories where it shares them with other services.
+    run directories where it shares them with other services. ``api_key`` is the client's.
     """
 
     data_dir: Path
@@ -113,6 +113,7 @@ class RunningService:
     environment: dict[str, str] = field(default_factory=dict)
     runs_dir: Path | None = None
     installation: Path = Path(__file__).parents[1]
+    api_key: str = ""
     process: subprocess.Popen[bytes] | None = None
     client: Growthlaw | None = None
 
@@ -127,7 +128,7 @@ class RunningService:
             )  # fmt: skip
         wait_until(lambda: service_file.exists() or self.process.poll() is not None, "the service starts")  # type: ignore[union-attr]
         assert self.process.poll() is None, (self.data_dir / "service.log").read_text()
-        self.client = Growthlaw(json.loads(service_file.read_text())["url"])
+        self.client = Growthlaw(json.loads(service_file.read_text())["url"], api_key=self.api_key)
         wait_until(self._answers, "the service answers")
         return self.client
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import secrets
@@ -11,6 +12,8 @@ import subprocess
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import psutil
 
 INSTALL = "apt-get install postgresql"
 SECONDS_TO_START = 60
@@ -69,6 +72,15 @@ class PostgresServer:
     def stop(self, mode: str = "immediate") -> None:
         """`immediate` is a crash: nothing is finished, and the next start recovers from the log."""
         self._run("pg_ctl", "stop", "--pgdata", str(self.data), "--mode", mode, "--wait")
+
+    def kill(self) -> None:
+        """SIGKILL for the server and all its processes at once, as if the machine had run out of memory."""
+        postmaster = psutil.Process(int((self.data / "postmaster.pid").read_text().split()[0]))
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=SECONDS_TO_START)
 
     def new_database(self) -> str:
         """The URL of an empty database."""

@@ -25,7 +25,7 @@ def test_tool_finds_nothing(command: tuple[str, ...]) -> None:
 
 def test_the_service_process_loads_no_torch() -> None:
     code = (
-        "import app.main, app.jobs.supervisor, app.guidelines.refitter, app.corpus.__main__, sys;"
+        "import app.main, app.jobs.supervisor, app.guidelines.refitter, app.guidelines.__main__, app.corpus.__main__, sys;"
         "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers', 'matplotlib', 'ray')])"
     )
     loaded = subprocess.run(

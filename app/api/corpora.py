@@ -8,9 +8,10 @@ from typing import Annotated
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.access import CallerDep
 from app.api.jobs import Job
 from app.api.problems import Problem, responses
-from app.api.service import ServiceDep
+from app.api.service import Page, PageDep, ServiceDep
 from app.contract import NAME_PATTERN, CorpusSpec
 from app.corpus.shards import Manifest, prepared_corpora
 from app.jobs.queue import enqueue_corpus
@@ -66,20 +67,22 @@ class CorpusBody(BaseModel):
     vocab_size: int = Field(default=1024, ge=257, le=1_000_000)
 
 
-@router.get("/corpora")
-def list_corpora(service: ServiceDep) -> list[Corpus]:
-    return [Corpus.of(manifest) for manifest in prepared_corpora(service.settings.corpora_dir)]
+@router.get("/corpora", summary="List prepared corpora")
+def list_corpora(service: ServiceDep, page: PageDep) -> Page[Corpus]:
+    """What runs can be trained on."""
+    return page.of([Corpus.of(manifest) for manifest in prepared_corpora(service.settings.corpora_dir)], "name")
 
 
-@router.get("/corpora/{name}", responses=responses(404))
+@router.get("/corpora/{name}", summary="One prepared corpus", responses=responses(404))
 def get_corpus(name: str, service: ServiceDep) -> Corpus:
+    """Its splits, its vocabulary and the hash of its content."""
     if name not in [path.name for path in service.settings.corpora_dir.iterdir()]:
         raise Problem.not_found("corpus", name)
     return Corpus.of(service.manifest(name, pointer="path:name"))
 
 
-@router.post("/corpora", status_code=202, responses=responses(409, 422))
-def post_corpus(body: Annotated[CorpusBody, Body()], service: ServiceDep) -> Job:
+@router.post("/corpora", summary="Prepare the bundled corpus", status_code=202, responses=responses(409, 422))
+def post_corpus(body: Annotated[CorpusBody, Body()], service: ServiceDep, caller: CallerDep) -> Job:
     """Start a preparation; the answer is its job."""
     folder = service.settings.corpora_dir / body.name
     with service.database.read() as session:
@@ -91,4 +94,4 @@ def post_corpus(body: Annotated[CorpusBody, Body()], service: ServiceDep) -> Job
     spec = CorpusSpec(
         run_id=new_id("job"), name=body.name, corpus_dir=str(folder.resolve()), vocab_size=body.vocab_size
     )
-    return Job.model_validate(enqueue_corpus(service.database, service.settings.runs_dir, spec))
+    return Job.model_validate(enqueue_corpus(service.database, service.settings.runs_dir, spec, owner=caller.id))

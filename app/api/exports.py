@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.access import CallerDep
 from app.api.jobs import Job, find_job
 from app.api.problems import Problem, responses
 from app.api.service import ServiceDep
@@ -35,10 +36,13 @@ class ExportBody(BaseModel):
     )
 
 
-@router.post("/jobs/{job_id}/export", status_code=202, responses=responses(404, 409, 422))
-def post_export(job_id: str, body: Annotated[ExportBody, Body()], service: ServiceDep) -> Job:
+@router.post(
+    "/jobs/{job_id}/export", summary="Export a run or a checkpoint", status_code=202, responses=responses(404, 409, 422)
+)
+def post_export(job_id: str, body: Annotated[ExportBody, Body()], service: ServiceDep, caller: CallerDep) -> Job:
     """Start an export; the answer is its job. `growthlaw-export.json` at the URL says that it is whole."""
     job = find_job(service, job_id)
+    caller.check_may_touch(job.owner, f"job {job_id}")
     source = _source(job, body.source)
     url = checked_target(body.url, service.settings.allowed_export_urls)
     other = upload_under_way(service.database, url)
@@ -49,7 +53,8 @@ def post_export(job_id: str, body: Annotated[ExportBody, Body()], service: Servi
         run_id=new_id("job"), name=job.name, source_run_id=job.run_id, source=source,
         source_dir=str(Path(job.run_dir) / source), url=url, allowed_urls=service.settings.allowed_export_urls,
     )  # fmt: skip
-    return Job.model_validate(enqueue_upload(service.database, service.settings.runs_dir, spec))
+    row = enqueue_upload(service.database, service.settings.runs_dir, spec, of_job=job.id, owner=caller.id)
+    return Job.model_validate(row)
 
 
 def _source(job: JobRow, name: str) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.access import CallerDep
+from app.api.idempotency import IdempotencyKey
 from app.api.jobs import Job
 from app.api.problems import responses
 from app.api.run_bodies import (
@@ -23,7 +25,7 @@ from app.api.run_bodies import (
     pointing_at,
 )
 from app.api.service import Service, ServiceDep
-from app.api.starting import IdempotencyKey, epoch_warnings, start_runs, started_before
+from app.api.starting import epoch_warnings, start_runs, started_before
 from app.contract import Spec, TrainingSpec
 from app.corpus.shards import Manifest
 from app.jobs.design import GrowthDesign, arm_spec, check_corpus, total_flops, total_tokens
@@ -107,8 +109,13 @@ def _design(body: GrowBody, service: Service, manifest: Manifest) -> GrowthDesig
     )
 
 
-@router.post("/grow", status_code=202, responses=responses(409, 422, 507))
-def post_grow(body: Annotated[GrowBody, Body()], service: ServiceDep, idempotency_key: IdempotencyKey = None) -> Growth:
+@router.post(
+    "/grow", summary="Start a growth run and its controls", status_code=202, responses=responses(409, 422, 507)
+)
+def post_grow(
+    body: Annotated[GrowBody, Body()], service: ServiceDep, caller: CallerDep, idempotency_key: IdempotencyKey
+) -> Growth:
+    """Queues the grown run and the controls asked for, at equal FLOPs, as one group."""
     manifest = service.manifest(body.corpus)
     design = _design(body, service, manifest)
     roles = ["grown", *dict.fromkeys(body.controls)]
@@ -116,7 +123,9 @@ def post_grow(body: Annotated[GrowBody, Body()], service: ServiceDep, idempotenc
         specs = {role: arm_spec(design, role, new_id("run")) for role in roles}
         for spec in specs.values():
             check_corpus(spec, manifest)
-    rows = started_before(service, body, idempotency_key) or start_runs(service, specs, manifest, body, idempotency_key)
+    rows = started_before(service, body, idempotency_key) or start_runs(
+        service, specs, manifest, body, idempotency_key, caller
+    )
     return _answer(design, specs, rows, manifest)
 
 

@@ -15,6 +15,7 @@ from app.ingest.logs.rows import ColumnMap
 PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 Count = Annotated[float, Field(gt=0, le=1e17, allow_inf_nan=False)]
 Label = Annotated[str, Field(max_length=200, pattern=PRINTABLE)]
+FileName = Annotated[str, Field(min_length=1, max_length=200)]
 Word = Annotated[str, Field(max_length=64, pattern=PRINTABLE)]
 
 
@@ -83,6 +84,12 @@ class ImportOptionsBody(RunFactsBody):
     """The part `options` of an import, as JSON."""
 
     format: Literal[FORMATS] | None = Field(default=None, description="recognised from the content where left out")  # type: ignore[valid-type]
+    step: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="the column of the trainer's steps, of a table or W&B run",
+    )
     columns: list[ColumnBody] = Field(default=[], max_length=1000, description="beside what the format says itself")
     tokens: str | None = Field(
         default=None,
@@ -104,9 +111,13 @@ class ImportOptionsBody(RunFactsBody):
     )
     replace: bool = Field(default=False, description="take this log for the run of the same name, whose id stays")
 
+    restore: bool = Field(default=False, description="bring back a run that was removed")
+
     def import_options(self) -> ImportOptions:
+        """As the importer takes them."""
         return self.options(
             format=self.format,
+            step=self.step,
             columns=tuple(column.column_map() for column in self.columns),
             tokens=self.tokens,
             base_tokens=self.base_tokens,
@@ -114,3 +125,20 @@ class ImportOptionsBody(RunFactsBody):
             grown_counts=self.grown_counts,
             status=self.status,
         )
+
+
+class RunOfSeveralBody(ImportOptionsBody):
+    """One run of several: its options, and which of the files sent are its."""
+
+    files: list[FileName] = Field(default=[], max_length=1000, description="names of files, in the order written")
+    base: list[FileName] = Field(default=[], max_length=1000, description="of a growth: the base's")
+    grown: list[FileName] = Field(default=[], max_length=1000, description="of a growth: the grown stage's")
+
+
+class SeveralBody(BaseModel):
+    """The part `options` of an import of several runs, which are stored together or not at all."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    runs: list[RunOfSeveralBody] = Field(min_length=1, max_length=1000)
+    skip_bad: bool = Field(default=False, description="leave out the runs whose logs make no run, and say why")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.api.jobs import find_job
 from app.api.problems import responses
-from app.api.service import ServiceDep
+from app.api.service import Page, PageDep, ServiceDep
 from app.jobs.checkpoints import list_checkpoints
 
 router = APIRouter(tags=["jobs"])
@@ -41,7 +41,7 @@ class Checkpoint(BaseModel):
     problem: str
 
 
-@router.get("/jobs/{job_id}/logs", responses=responses(404, 422))
+@router.get("/jobs/{job_id}/logs", summary="The end of what a job printed", responses=responses(404, 422))
 def get_logs(
     job_id: str,
     service: ServiceDep,
@@ -49,13 +49,14 @@ def get_logs(
         int, Query(ge=1, le=LARGEST_LOG_BYTES, description="how much of the log's end")
     ] = DEFAULT_LOG_BYTES,
 ) -> Log:
+    """All attempts together."""
     job = find_job(service, job_id)
     launcher = service.supervisor.launcher(job.engine)
     return Log(job_id=job.id, text=launcher.logs(job.handle, Path(job.run_dir), max_bytes=max_bytes))
 
 
-@router.get("/jobs/{job_id}/checkpoints", responses=responses(404))
-def get_checkpoints(job_id: str, service: ServiceDep) -> list[Checkpoint]:
+@router.get("/jobs/{job_id}/checkpoints", summary="What a job saved", responses=responses(404))
+def get_checkpoints(job_id: str, service: ServiceDep, page: PageDep) -> Page[Checkpoint]:
     """Oldest first. A finished run drops its checkpoints but those kept for decay legs: its exports hold the weights."""
     job = find_job(service, job_id)
-    return [Checkpoint.model_validate(found) for found in list_checkpoints(Path(job.run_dir))]
+    return page.of([Checkpoint.model_validate(found) for found in list_checkpoints(Path(job.run_dir))], "name")

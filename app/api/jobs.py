@@ -12,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict
 
+from app.api.access import Caller, CallerDep
 from app.api.problems import Problem, responses
 from app.api.runs import Point
 from app.api.service import Page, PageDep, Service, ServiceDep
@@ -21,12 +22,17 @@ from app.jobs.launchers.base import EngineName
 from app.jobs.outcome import Cause
 from app.jobs.supervisor import work_of
 from app.records import from_dict
+from app.store import audit
 from app.store import jobs as job_store
 from app.store import runs as run_store
 from app.store.tables import JobRow
 
 router = APIRouter(tags=["jobs"])
 
+Wish = Literal["cancel", "pause", "resume", "retry"]
+_DEED: dict[Wish, audit.Action] = {
+    "cancel": "job.cancel", "pause": "job.pause", "resume": "job.resume", "retry": "job.retry",
+}  # fmt: skip
 State = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 SECONDS_BETWEEN_LOOKS = 0.3
 EVENTS_A_LOOK = 500
@@ -35,7 +41,9 @@ EVENTS_A_LOOK = 500
 class Job(BaseModel):
     """A growth job, a corpus preparation or an export.
 
-    `wish` is what was asked of it and is still to happen, `cause` why it failed, `heartbeat_at` when it was last seen alive.
+    `owner` is the id of the key that launched it, or "local" (no key); only that key and admins may touch it. `wish` is what
+    was asked of it and is still to happen, `cause` why it failed, `heartbeat_at` when it was last seen alive,
+    `recommendation_id` the kept answer that it follows.
     """
 
     model_config = ConfigDict(from_attributes=True)
@@ -55,11 +63,13 @@ class Job(BaseModel):
     engine: EngineName
     num_processes: int
     num_nodes: int
+    recommendation_id: str | None
     num_attempts: int
     created_at: str
     started_at: str | None
     finished_at: str | None
     heartbeat_at: str | None
+    owner: str
 
 
 class Progress(BaseModel):
@@ -133,13 +143,14 @@ def _detail(service: Service, job: JobRow) -> JobDetail:
     )
 
 
-@router.get("/jobs", responses=responses(422))
+@router.get("/jobs", summary="List jobs", responses=responses(422))
 def list_jobs(
     service: ServiceDep,
     page: PageDep,
     state: Annotated[list[State] | None, Query()] = None,
     group_id: Annotated[str | None, Query(max_length=64)] = None,
 ) -> Page[Job]:
+    """Newest first."""
     with service.database.read() as session:
         rows = job_store.list_jobs(
             session, states=state or (), group_id=group_id, after=page.after, limit=page.limit + 1
@@ -147,46 +158,53 @@ def list_jobs(
     return page.cut([Job.model_validate(row) for row in rows], "id")
 
 
-@router.get("/jobs/{job_id}", responses=responses(404))
+@router.get("/jobs/{job_id}", summary="One job and how far it is", responses=responses(404))
 def get_job(job_id: str, service: ServiceDep) -> JobDetail:
+    """State, progress and the last words of its process."""
     return _detail(service, find_job(service, job_id))
 
 
-@router.post("/jobs/{job_id}/cancel", responses=responses(404, 409))
-def cancel_job(job_id: str, service: ServiceDep) -> JobDetail:
+@router.post("/jobs/{job_id}/cancel", summary="Cancel a job", responses=responses(404, 409))
+def cancel_job(job_id: str, service: ServiceDep, caller: CallerDep) -> JobDetail:
     """Stop a job for good; a running one saves first. Its run stays, marked stopped."""
-    return _ask(service, job_id, "cancel", ("queued", "running", "paused"))
+    return _ask(service, caller, job_id, "cancel", ("queued", "running", "paused"))
 
 
-@router.post("/jobs/{job_id}/pause", responses=responses(404, 409))
-def pause_job(job_id: str, service: ServiceDep) -> JobDetail:
+@router.post("/jobs/{job_id}/pause", summary="Pause a job", responses=responses(404, 409))
+def pause_job(job_id: str, service: ServiceDep, caller: CallerDep) -> JobDetail:
     """Let a job save and stop; `resume` lets it go on where it stood."""
-    return _ask(service, job_id, "pause", ("queued", "running"))
+    return _ask(service, caller, job_id, "pause", ("queued", "running"))
 
 
-@router.post("/jobs/{job_id}/resume", responses=responses(404, 409, 422))
-def resume_job(job_id: str, service: ServiceDep) -> JobDetail:
+@router.post("/jobs/{job_id}/resume", summary="Resume a paused job", responses=responses(404, 409, 422))
+def resume_job(job_id: str, service: ServiceDep, caller: CallerDep) -> JobDetail:
     """Let a paused job, or a failed one whose cause is mended, go on from its last checkpoint."""
-    return _ask(service, job_id, "resume", ("paused", "failed"))
+    return _ask(service, caller, job_id, "resume", ("paused", "failed"))
 
 
-@router.post("/jobs/{job_id}/retry", responses=responses(404, 409, 422))
-def retry_job(job_id: str, service: ServiceDep) -> JobDetail:
+@router.post("/jobs/{job_id}/retry", summary="Try a failed or cancelled job again", responses=responses(404, 409, 422))
+def retry_job(job_id: str, service: ServiceDep, caller: CallerDep) -> JobDetail:
     """Let a failed or cancelled job go on from its last checkpoint; a diverged one has its result and cannot."""
-    return _ask(service, job_id, "retry", ("failed", "cancelled"))
+    return _ask(service, caller, job_id, "retry", ("failed", "cancelled"))
 
 
 def _ask(
-    service: Service, job_id: str, wish: Literal["cancel", "pause", "resume", "retry"], allowed: tuple[str, ...]
+    service: Service,
+    caller: Caller,
+    job_id: str,
+    wish: Wish,
+    allowed: tuple[str, ...],
 ) -> JobDetail:
     asked = find_job(service, job_id)
+    caller.check_may_touch(asked.owner, f"job {job_id}")
     if wish in ("resume", "retry"):
         service.supervisor.check(asked.engine, work_of(asked))
     with service.database.write() as session:
         job = job_store.get_job(session, job_id)
         assert job is not None
-        if job.state not in allowed:
-            raise Problem(409, f"job {job_id} is {job.state}, but only {' or '.join(allowed)} jobs can {wish}")
+        was = job.state
+        if was not in allowed:
+            raise Problem(409, f"job {job_id} is {was}, but only {' or '.join(allowed)} jobs can {wish}")
         if wish == "pause" and job.wish == "cancel":
             raise Problem(409, f"job {job_id} is being cancelled; it cannot be paused any more")
         if wish in ("resume", "retry"):
@@ -195,17 +213,20 @@ def _ask(
                     409,
                     f"job {job_id} diverged and has its result; start another run with a lower rate or another seed",
                 )
+            if job.run_id is not None and run_store.get_run(session, job.run_id) is None:
+                raise Problem(409, f"the run of job {job_id} was removed, so it cannot go on; start another run")
             said = {"resume": "resumed", "retry": "tried again"}[wish]
             job_store.set_state(session, job_id, "queued", f"{said}; it goes on from its last checkpoint", num_deaths=0)
             if job.run_id is not None:
                 run_store.finish_run(session, job.run_id, status="running", reason="")
-        elif job.state == "running":
+        elif was == "running":
             job_store.set_values(session, job_id, wish=wish)
             job_store.add_event(session, job_id, f"{wish}_asked", "the process finishes its step, saves and stops")
         else:
             job_store.set_state(session, job_id, {"cancel": "cancelled", "pause": "paused"}[wish], "before it ran")
             if wish == "cancel" and job.run_id is not None:
                 run_store.stop_run(session, job.run_id, "cancelled before it ran")
+        audit.record(session, actor=caller.id, action=_DEED[wish], subject=job_id, detail=f"it was {was}")
     return _detail(service, find_job(service, job_id))
 
 
@@ -228,14 +249,20 @@ def _stream_start(
         ) from None
 
 
-@router.get("/jobs/{job_id}/events", response_class=EventSourceResponse, responses=responses(404, 422))
+@router.get(
+    "/jobs/{job_id}/events",
+    summary="Follow a job as server-sent events",
+    response_class=EventSourceResponse,
+    responses=responses(404, 422),
+)
 async def stream_events(
     job_id: str, service: ServiceDep, start: Annotated[tuple[int, int], Depends(_stream_start)]
 ) -> AsyncIterator[ServerSentEvent]:
     """The job's story and points as server-sent events, from the start or from behind `Last-Event-ID`.
 
     Events: `story` (a `JobEvent`), `point` (a `Point`), at last `end` (the `Job`), after which the stream closes. An id
-    is `STORY-POINT`, the last of each that was sent.
+    is `STORY-POINT`, the last of each that was sent. A stream that closes without `end` was the service's that is being
+    stopped: ask again with the last id.
     """
     story_id, seq = start
     while True:
@@ -246,6 +273,8 @@ async def stream_events(
         for point in points:
             seq = point.seq
             yield _sse("point", Point.model_validate(point), story_id, seq)
+        if service.is_stopping:
+            return  # the client takes it up from its last id, at the next service
         if len(story) == EVENTS_A_LOOK or len(points) == EVENTS_A_LOOK:
             continue
         if job.state in job_store.ENDED_STATES:

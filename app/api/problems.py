@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -14,7 +14,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.observe.requests import REQUEST_ID_HEADER, current_request_id
 from fitting.errors import InputError
 from fitting.recommendation.request import NOT_YET
 
@@ -33,21 +35,24 @@ class FieldError(BaseModel):
 
 
 class ProblemBody(BaseModel):
-    """The body of every error."""
+    """The body of every error; `request_id` finds it in the service's log."""
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str
     errors: list[FieldError] = []
+    request_id: str | None = None
 
 
 class Problem(Exception):
     """Raised by routes; becomes the response."""
 
-    def __init__(self, status: int, detail: str, errors: Sequence[FieldError] = ()) -> None:
+    def __init__(
+        self, status: int, detail: str, errors: Sequence[FieldError] = (), *, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(detail)
-        self.status, self.detail, self.errors = status, detail, list(errors)
+        self.status, self.detail, self.errors, self.headers = status, detail, list(errors), dict(headers or {})
 
     @classmethod
     def field(cls, pointer: str, detail: str, status: int = 422) -> Problem:
@@ -59,14 +64,50 @@ class Problem(Exception):
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries of the errors a route may answer."""
-    content = {MEDIA_TYPE: {"schema": ProblemBody.model_json_schema()}}
+    """OpenAPI entries of the problems that are a route's own; `app.api.document` adds those that every route has."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemBody"}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
+def _body(status: int, detail: str, errors: Sequence[FieldError] = ()) -> ProblemBody:
+    return ProblemBody(
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        errors=list(errors),
+        request_id=current_request_id(),
+    )
+
+
 def _response(status: int, detail: str, errors: Sequence[FieldError] = ()) -> JSONResponse:
-    body = ProblemBody(title=HTTPStatus(status).phrase, status=status, detail=detail, errors=list(errors))
-    return JSONResponse(body.model_dump(), status_code=status, media_type=MEDIA_TYPE)
+    return _answer(_body(status, detail, errors))
+
+
+def _answer(body: ProblemBody) -> JSONResponse:
+    # A bug is answered outside of the middleware that gives every other answer its id.
+    headers = {REQUEST_ID_HEADER: body.request_id} if body.request_id else None
+    return JSONResponse(body.model_dump(), status_code=body.status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def problem_of(error: InputError | RequestValidationError, *, in_query: bool = False) -> ProblemBody:
+    """What a request's own mistake is told as; `in_query` where its fields came as query parameters."""
+    if isinstance(error, InputError):
+        pointer = f"query:{error.field}" if in_query else "/" + error.field.replace(".", "/")
+        return _body(422, str(error), [FieldError(pointer=pointer, detail=str(error))])
+    errors = _validation_errors(error)
+    return _body(422, "; ".join(f"{e.pointer or 'body'}: {e.detail}" for e in errors), errors)
+
+
+def problem_response(problem: Problem) -> JSONResponse:
+    """The answer to a request that a problem ended."""
+    response = _response(problem.status, problem.detail, problem.errors)
+    response.headers.update(problem.headers)
+    return response
+
+
+def database_problem(error: OperationalError | InterfaceError) -> Problem:
+    log.error("database_trouble", error=str(error.orig))
+    return Problem(503, f"the database did not answer ({error.orig}); nothing was changed, try again")
 
 
 def _pointer(location: Sequence[str | int]) -> str:
@@ -74,6 +115,11 @@ def _pointer(location: Sequence[str | int]) -> str:
     if where == "body":
         return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in parts)
     return f"{where}:{'.'.join(map(str, parts))}"
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 def _validation_errors(error: RequestValidationError) -> list[FieldError]:
@@ -84,6 +130,8 @@ def _validation_errors(error: RequestValidationError) -> list[FieldError]:
             found.append(
                 FieldError(pointer="", detail=f"the body is not JSON: {entry['ctx']['error']}; send a JSON object")
             )
+        elif entry["type"] == "missing" and tuple(entry["loc"]) == ("body",):
+            found.append(FieldError(pointer="", detail="the body is missing; send a JSON object"))
         elif entry["type"] == "extra_forbidden":
             detail = "this field is not known; remove it or mend its name (the fields are in /openapi.json)"
             if name in NOT_YET:
@@ -99,29 +147,69 @@ def _validation_errors(error: RequestValidationError) -> list[FieldError]:
     return found
 
 
+# What the framework answers by itself, before any route or handler is asked.
+_PLAIN_DETAILS = {
+    400: "the Host header names no host of this service; use the address that it listens on",
+    413: "the body is larger than this route takes; send less at a time",
+}
+
+
+class PlainErrorsAsProblems:
+    """ASGI middleware: errors that come as plain text, from layers around the routes, leave as problems."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        replaced = False
+
+        async def send_problem(message: Message) -> None:
+            nonlocal replaced
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                headers = dict(message["headers"])
+                if headers.get(b"content-type", b"text/plain").startswith(b"text/plain"):
+                    replaced = True
+                    detail = _PLAIN_DETAILS.get(message["status"], "the service's log says why")
+                    await _response(message["status"], detail)(scope, receive, send)
+            if not replaced:
+                await send(message)
+
+        await self._app(scope, receive, send_problem if scope["type"] == "http" else send)
+
+
 def install(app: FastAPI) -> None:
     """Answer every error of `app` as a problem."""
+    app.add_middleware(PlainErrorsAsProblems)
 
     @app.exception_handler(Problem)
     def on_problem(request: Request, error: Problem) -> JSONResponse:
-        return _response(error.status, error.detail, error.errors)
+        return problem_response(error)
 
     @app.exception_handler(InputError)
     def on_input_error(request: Request, error: InputError) -> JSONResponse:
-        return _response(422, str(error), [FieldError(pointer="/" + error.field.replace(".", "/"), detail=str(error))])
+        return _answer(problem_of(error, in_query=request.method == "GET"))
 
     @app.exception_handler(RequestValidationError)
     def on_validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = _validation_errors(error)
-        return _response(422, "; ".join(f"{e.pointer or 'body'}: {e.detail}" for e in errors), errors)
+        kind = request.headers.get("content-type", "")
+        of_body = [entry for entry in error.errors() if tuple(entry["loc"]) == ("body",)]
+        if not _is_json(kind) and any(entry["type"] != "missing" for entry in of_body):
+            came = f"came as {kind[:LONGEST_ECHO]!r}" if kind else "has no content type"
+            return _response(415, f"the body {came}; send JSON, as application/json")
+        return _answer(problem_of(error))
 
     @app.exception_handler(HTTPException)
     def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
-        detail = error.detail
+        detail, path = error.detail, request.url.path[:LONGEST_ECHO]
         if error.status_code == 404:
-            detail = f"there is nothing at {request.url.path}; see /openapi.json for what there is"
+            detail = f"there is nothing at {path}; see /openapi.json for what there is"
         if error.status_code == 405:
-            detail = f"{request.method} is not offered at {request.url.path}; see /openapi.json for what is"
+            detail = f"{request.method[:LONGEST_ECHO]} is not offered at {path}; see /openapi.json for what is"
+        if error.status_code == 413:
+            detail = "the body is larger than this route takes; send less at a time"
+        if error.status_code == 400:
+            # Only a body that no JSON reader takes gets here: bytes that are no text, or thousands of brackets.
+            detail = "the body cannot be read as JSON (no UTF-8, or nested too deeply); send a plain JSON object"
         response = _response(error.status_code, detail)
         response.headers.update(error.headers or {})
         return response
@@ -129,8 +217,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(InterfaceError)
     @app.exception_handler(OperationalError)
     def on_database_trouble(request: Request, error: OperationalError | InterfaceError) -> JSONResponse:
-        log.error("database_trouble", path=request.url.path, error=str(error.orig))
-        return _response(503, f"the database did not answer ({error.orig}); nothing was changed, try again")
+        return problem_response(database_problem(error))
 
     @app.exception_handler(OSError)
     def on_disk_trouble(request: Request, error: OSError) -> JSONResponse:

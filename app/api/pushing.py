@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.access import CallerDep
+from app.api.idempotency import IdempotencyKey, request_hash
 from app.api.import_bodies import PRINTABLE, RunFactsBody, Word
 from app.api.problems import Problem, responses
-from app.api.runs import Run
+from app.api.runs import Run, find_run
 from app.api.service import ServiceDep
-from app.api.starting import IdempotencyKey
 from app.ingest.live import Conflict, LivePoint, open_run, push_points
 from app.store import runs as run_store
 from app.store.cohorts import CohortMismatch
@@ -76,9 +76,11 @@ class Pushed(BaseModel):
     run: Run
 
 
-@router.post("/runs", responses=responses(409, 422))
-def post_run(body: Annotated[OpenBody, Body()], service: ServiceDep, idempotency_key: IdempotencyKey = None) -> Opened:
-    request_hash = hashlib.sha256(body.model_dump_json().encode()).hexdigest()
+@router.post("/runs", summary="Open a run that pushes its points", responses=responses(409, 422))
+def post_run(
+    body: Annotated[OpenBody, Body()], service: ServiceDep, caller: CallerDep, idempotency_key: IdempotencyKey
+) -> Opened:
+    """The same Idempotency-Key and body give the same run again, with the `seq` to go on with."""
     try:
         with service.database.write() as session:
             options = body.options()
@@ -87,7 +89,7 @@ def post_run(body: Annotated[OpenBody, Body()], service: ServiceDep, idempotency
                 options = replace(
                     options, decision_metric=cohort.decision_metric, decision_dataset=cohort.decision_dataset
                 )
-            run = open_run(session, options, idempotency_key, request_hash)
+            run = open_run(session, options, idempotency_key, request_hash(body), actor=caller.id)
             session.flush()
             return Opened(run=Run.model_validate(run), next_seq=run_store.last_seq(session, run.run_id) + 1)
     except CohortMismatch as error:
@@ -96,15 +98,14 @@ def post_run(body: Annotated[OpenBody, Body()], service: ServiceDep, idempotency
         raise Problem(409, str(error)) from None
 
 
-@router.post("/runs/{run_id}/points", responses=responses(404, 409, 422))
+@router.post("/runs/{run_id}/points", summary="Push points of a run", responses=responses(404, 409, 422))
 def post_points(run_id: str, body: Annotated[PointsBody, Body()], service: ServiceDep) -> Pushed:
+    """Each `seq` counts once; a `status` with the last of them ends the run."""
     now = utc_now()
     points = [LivePoint(**point.model_dump() | {"time": point.time or now}) for point in body.points]
     try:
         with service.database.write() as session:
-            run = run_store.get_run(session, run_id)
-            if run is None:
-                raise Problem.not_found("run", run_id)
+            run = find_run(session, run_id)
             num_added = push_points(session, run, points, body.status, body.reason)
             session.flush()
             session.refresh(run)

@@ -1,93 +1,130 @@
-"""`POST /recommend`: whether, when and by how much to grow, for a target size and a token budget."""
+"""`POST /recommend`: whether, when and by how much to grow; many questions at once; and the losses behind one answer."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body
-from pydantic import BaseModel, ConfigDict, Field
+from fastapi import APIRouter, Body, Query
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.api.problems import Problem, responses
+from app.api.problems import ProblemBody, problem_of, responses
+from app.api.questions import QuestionBody, RecommendBody
 from app.api.service import Service, ServiceDep
+from app.guidelines.versions import newer_answer
 from app.ingest.importing import SOURCE
 from app.store import guidelines as guideline_store
+from app.store import recommendations as recommendation_store
 from app.store import runs as run_store
-from fitting.flops import Shape
+from app.store.ids import new_id
+from app.store.recommendations import Answered
+from fitting.errors import InputError
 from fitting.guideline import Guideline
 from fitting.published import published_guideline
-from fitting.recommendation import Recommendation, Request, recommend, with_alternatives_from
+from fitting.recommendation import Recommendation as FittedAnswer
+from fitting.recommendation import Request, Surface, recommend, surface, with_alternatives_from
 
 router = APIRouter(tags=["recommend"])
 
 DEFAULT_GUIDELINE = "published:gstack"
+MOST_QUESTIONS = 100
+MOST_TIMINGS, MOST_FACTORS = 200, 20
 
 
-class ShapeBody(BaseModel):
-    """A Llama-family shape; with it FLOPs are counted in full, attention and head included."""
+@dataclass(frozen=True, kw_only=True)
+class Recommendation(FittedAnswer):
+    """The answer. `id` names it for `POST /grow`; `kept` answers stand under `GET /recommendations/{id}` for good, others
+    only until some hundreds of later answers, or a restart, have replaced them."""
+
+    id: str
+    kept: bool
+
+
+class BatchBody(BaseModel):
+    """Questions of a sweep. Each is the body of `POST /recommend` and is answered, or not, by itself."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "questions": [
+                        {"target_params": 7e9, "token_budget": 2e12},
+                        {"target_params": -1, "token_budget": 2e12},
+                    ]
+                }
+            ]
+        },
+    )
+
+    questions: list[Any] = Field(min_length=1, max_length=MOST_QUESTIONS, description="bodies of POST /recommend")
+
+
+class BatchResult(BaseModel):
+    """What became of one question: an answer or a problem, the other is null."""
+
+    index: int
+    answer: Recommendation | None
+    problem: ProblemBody | None
+
+
+class BatchAnswer(BaseModel):
+    """A result for each question, in their order."""
+
+    results: list[BatchResult]
+    num_answers: int
+    num_problems: int
+
+
+class SurfaceQuery(BaseModel):
+    """The question behind a surface, as query parameters. The target's shape is given by all of its sizes, or not at all."""
 
     model_config = ConfigDict(extra="forbid")
 
-    num_layers: int = Field(ge=1, le=10_000)
-    hidden_size: int = Field(ge=2, le=1_000_000)
-    num_heads: int = Field(ge=1, le=100_000)
-    num_kv_heads: int | None = Field(default=None, ge=1, le=100_000, description="num_heads where left out")
-    intermediate_size: int = Field(ge=1, le=10_000_000)
-    vocab_size: int = Field(ge=2, le=10_000_000)
-    context_length: int = Field(ge=1, le=100_000_000)
-
-    def to_shape(self) -> Shape:
-        num_kv_heads = self.num_kv_heads or self.num_heads
-        for field, divisor, whole in (
-            ("hidden_size", self.num_heads, self.hidden_size),
-            ("num_heads", num_kv_heads, self.num_heads),
-        ):
-            if whole % divisor:
-                raise Problem.field(
-                    f"/target_shape/{field}", f"{field} is {whole}, but its heads need a multiple of {divisor}; use one"
-                )
-        return Shape(**self.model_dump() | {"num_kv_heads": self.num_kv_heads or self.num_heads})
-
-
-class RecommendBody(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"target_params": 7e9, "token_budget": 2e12}]}
-    )
-
-    token_budget: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="tokens a from-scratch run would get"
-    )
-    compute_flops: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="the budget in FLOPs")
-    gpu_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="the budget in GPU-hours")
-    peak_flops_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="of one GPU")
-    utilisation: float | None = Field(default=None, gt=0, le=1, description="share of the peak, training the target")
-    base_utilisation: float | None = Field(
-        default=None, gt=0, le=1, description="training the base; utilisation's else"
-    )
-    existing_base_tokens: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="tokens that a base which is there already has seen"
-    )
-    objective: Literal["lowest_loss", "fewest_flops"] = Field(
-        default="lowest_loss", description="of the budget, or to the loss that scratch reaches with it"
-    )
-    target_params: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="non-embedding parameters")
-    target_shape: ShapeBody | None = None
+    token_budget: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    compute_flops: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    gpu_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    peak_flops_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    utilisation: float | None = Field(default=None, gt=0, le=1)
+    base_utilisation: float | None = Field(default=None, gt=0, le=1)
+    target_params: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     num_target_layers: int | None = Field(default=None, ge=1, le=10_000)
-    growth_factors: list[float] | None = Field(default=None, min_length=1, max_length=50)
+    hidden_size: int | None = Field(default=None, ge=2, le=1_000_000)
+    num_heads: int | None = Field(default=None, ge=1, le=100_000)
+    num_kv_heads: int | None = Field(default=None, ge=1, le=100_000, description="num_heads where left out")
+    intermediate_size: int | None = Field(default=None, ge=1, le=10_000_000)
+    vocab_size: int | None = Field(default=None, ge=2, le=10_000_000)
+    context_length: int | None = Field(default=None, ge=1, le=100_000_000)
+    existing_base_tokens: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     base_compute: Literal["charged", "sunk"] = "charged"
-    guideline: str = Field(
-        default="active", max_length=64, description='"active", "published:gstack", "published:null", or a version id'
-    )
+    growth_factors: list[float] | None = Field(default=None, min_length=1, max_length=MOST_FACTORS)
+    num_timings: int = Field(default=40, ge=3, le=MOST_TIMINGS, description="points of d for each growth factor")
+    guideline: str = Field(default="active", max_length=64, description='"active" or a version id')
     cohort: str | None = Field(default=None, max_length=64)
 
-    def to_request(self) -> Request:
-        fields = self.model_dump(exclude={"guideline", "target_shape", "growth_factors"})
-        fields["target_shape"] = self.target_shape.to_shape() if self.target_shape else None
-        fields["growth_factors"] = tuple(self.growth_factors) if self.growth_factors else None
-        return Request.from_fields(fields)
+    def to_body(self) -> QuestionBody:
+        """The same question as `POST /recommend` takes it.
+
+        Raises:
+            InputError: a part of the shape is missing.
+        """
+        sizes = ("num_target_layers", "hidden_size", "num_heads", "intermediate_size", "vocab_size", "context_length")
+        values = self.model_dump(exclude={*sizes[1:], "num_kv_heads", "num_timings"}, exclude_none=True)
+        shape = {name: getattr(self, name) for name in sizes}
+        if any(value is not None for value in [*list(shape.values())[1:], self.num_kv_heads]):
+            for name, value in shape.items():
+                if value is None:
+                    raise InputError(name, "is missing, and a shape is known by all of its sizes", "give it, or none")
+            shape["num_layers"] = shape.pop("num_target_layers")
+            values["target_shape"] = shape | {"num_kv_heads": self.num_kv_heads}
+        return QuestionBody.model_validate(values)
 
 
 def find_guideline(service: Service, name: str, cohort: str | None) -> Guideline:
-    """The guideline that a request names; "active" is the cohort's, or the published rule where there is none."""
+    """The guideline that a question names; "active" is the cohort's, or the published rule where there is none."""
     if name.startswith("published:"):
         return published_guideline(name)
     if name == "active":
@@ -95,8 +132,8 @@ def find_guideline(service: Service, name: str, cohort: str | None) -> Guideline
             return published_guideline(DEFAULT_GUIDELINE)
         with service.database.read() as session:
             if run_store.get_cohort(session, cohort) is None:
-                raise Problem.field(
-                    "/cohort", f"there is no cohort {cohort!r}; leave it out, or store runs of it first"
+                raise InputError(
+                    "cohort", f"is {cohort!r}, but there is no cohort of this name", "leave it out, or store runs of it"
                 )
             active = guideline_store.active_guideline(session, cohort)
         if active is None:
@@ -104,26 +141,91 @@ def find_guideline(service: Service, name: str, cohort: str | None) -> Guideline
         name = active.id
     guideline = service.guideline(name)
     if guideline is None:
-        raise Problem.field(
-            "/guideline",
-            f"there is no guideline {name!r}; use 'active', 'published:gstack' or an id of GET /guidelines",
-        )
+        raise InputError(
+            "guideline", f"is {name!r}, but there is none of this id",
+            "use 'active', 'published:gstack' or an id of GET /guidelines",
+        )  # fmt: skip
     return guideline
 
 
-@router.post("/recommend", responses=responses(422))
-def post_recommend(body: Annotated[RecommendBody, Body()], service: ServiceDep) -> Recommendation:
-    request = body.to_request()
+def answer(service: Service, body: RecommendBody) -> tuple[Recommendation, Answered]:
+    """The answer to one question, and what would be kept of it.
+
+    Raises:
+        InputError: the question cannot be asked, or not of this guideline.
+    """
+    question = body.to_question(service.settings.checkpoints_dir)
     guideline = find_guideline(service, body.guideline, body.cohort)
-    return with_alternatives_from(
-        recommend(request, guideline), request, imported_guidelines(service, guideline.cohort)
+    found = with_alternatives_from(
+        recommend(question, guideline), question, imported_guidelines(service, guideline.cohort)
     )
+    found = replace(found, newer=newer_answer(service.database, guideline, question, service.guideline))
+    fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    answered = Recommendation(**fields, id=new_id("rec"), kept=body.keep)
+    asked = Answered(
+        id=answered.id,
+        question=body.model_dump(mode="json", exclude_none=True, exclude={"keep"}),
+        cohort=guideline.cohort,
+        guideline_id=guideline.id,
+        guideline_version=guideline.version,
+        answer=found,
+    )
+    service.recent_answers.add(asked)
+    return answered, asked
+
+
+@router.post("/recommend", summary="Ask whether, when and by how much to grow", responses=responses(422))
+def post_recommend(body: Annotated[RecommendBody, Body()], service: ServiceDep) -> Recommendation:
+    """One answer with its support, both accountings of the base's compute, the recipe and what is not known.
+
+    A guideline that lies more than 30x from the question gives no number of its own: the published rule answers instead,
+    and says so.
+    """
+    answered, row = answer(service, body)
+    if body.keep:
+        _keep(service, [row])
+    return answered
+
+
+@router.post("/recommend/batch", summary="Ask many questions at once", responses=responses(422))
+def post_batch(body: Annotated[BatchBody, Body()], service: ServiceDep) -> BatchAnswer:
+    """Up to 100 questions, each answered or refused by itself: a bad one does not lose the others."""
+    results, kept = [], []
+    for index, question in enumerate(body.questions):
+        try:
+            asked = RecommendBody.model_validate(question)
+            answered, row = answer(service, asked)
+        except InputError as error:
+            results.append(BatchResult(index=index, answer=None, problem=problem_of(error)))
+        except ValidationError as error:
+            told = RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()])
+            results.append(BatchResult(index=index, answer=None, problem=problem_of(told)))
+        else:
+            results.append(BatchResult(index=index, answer=answered, problem=None))
+            kept += [row] if asked.keep else []
+    _keep(service, kept)
+    num_answers = sum(result.answer is not None for result in results)
+    return BatchAnswer(results=results, num_answers=num_answers, num_problems=len(results) - num_answers)
+
+
+@router.get("/surface", summary="The loss over growth timing and growth factor", responses=responses(422))
+def get_surface(query: Annotated[SurfaceQuery, Query()], service: ServiceDep) -> Surface:
+    """Expected loss and grown - scratch of a fitted guideline, for each growth factor over its growth timings."""
+    question = query.to_body().to_question(None)
+    assert isinstance(question, Request)
+    return surface(question, find_guideline(service, query.guideline, query.cohort), num_timings=query.num_timings)
+
+
+def _keep(service: Service, answers: Sequence[Answered]) -> None:
+    if answers:
+        with service.database.write() as session:
+            for answered in answers:
+                recommendation_store.keep(session, answered)
 
 
 def imported_guidelines(service: Service, cohort: str | None) -> list[Guideline]:
     """The active guidelines of cohorts that hold imported runs, but for `cohort`."""
-    with service.database.read() as session:
-        names = [name for name in run_store.cohorts_of_source(session, SOURCE) if name != cohort]
-        active = [guideline_store.active_guideline(session, name) for name in names]
-    found = [service.guideline(row.id) for row in active if row is not None]
+    with service.database.statement() as connection:
+        active = guideline_store.active_of_source(connection, SOURCE)
+    found = [service.guideline(guideline_id) for name, guideline_id in active if name != cohort]
     return [guideline for guideline in found if guideline is not None]

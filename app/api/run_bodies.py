@@ -126,6 +126,11 @@ class StartBody(BaseModel):
         description="fewest that the run may go on with where the ray engine lost a node; it waits for all where left out",
     )
     num_nodes: int = Field(default=1, ge=1, le=65_536, description="machines that the processes are spread over")
+    recommendation_id: str | None = Field(
+        default=None,
+        pattern=r"^rec_[0-9a-z]{26}$",
+        description="the answer that this follows; it is kept with the jobs",
+    )
 
 
 @contextlib.contextmanager

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from sqlalchemy.orm import Session
 
 from app.api.problems import Problem, responses
 from app.api.service import Page, PageDep, ServiceDep
+from app.store import removals
 from app.store import runs as run_store
+from app.store.tables import RunRow
 
 router = APIRouter(tags=["runs"])
+
+
+class Correction(BaseModel):
+    """What a column was first, when it was corrected last, and why."""
+
+    was: str | float | bool | None
+    at: str
+    why: str
 
 
 class Run(BaseModel):
@@ -66,6 +78,12 @@ class Run(BaseModel):
     engine_numerics_version: int | None
     reason: str
     wasted_flops: float
+    corrections: dict[str, Correction] = Field(description="by column, what it was before it was corrected")
+
+    @field_validator("corrections", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return json.loads(value or "{}") if isinstance(value, str) else value
 
 
 class Point(BaseModel):
@@ -84,28 +102,41 @@ class Point(BaseModel):
     time: str
 
 
-@router.get("/runs", responses=responses(422))
+@router.get("/runs", summary="List runs", responses=responses(422))
 def list_runs(
     service: ServiceDep,
     page: PageDep,
     cohort: Annotated[str | None, Query(max_length=64)] = None,
     status: Annotated[Literal["finished", "diverged", "stopped", "running"] | None, Query()] = None,
 ) -> Page[Run]:
+    """Newest first."""
     with service.database.read() as session:
         rows = run_store.list_runs(session, cohort=cohort, status=status, after=page.after, limit=page.limit + 1)
         return page.cut([Run.model_validate(row) for row in rows], "run_id")
 
 
-@router.get("/runs/{run_id}", responses=responses(404))
+@router.get("/runs/{run_id}", summary="One run", responses=responses(404, 410))
 def get_run(run_id: str, service: ServiceDep) -> Run:
+    """The header of the run, and what of it was corrected."""
     with service.database.read() as session:
-        row = run_store.get_run(session, run_id)
+        return Run.model_validate(find_run(session, run_id))
+
+
+def find_run(session: Session, run_id: str) -> RunRow:
+    """
+    Raises:
+        Problem: there is no such run (404), or it was removed (410).
+    """
+    row = run_store.get_run(session, run_id)
     if row is None:
+        removed = removals.get_removed(session, run_id)
+        if removed is not None:
+            raise Problem(410, f"{removals.told(removed)}; an import with restore brings it back")
         raise Problem.not_found("run", run_id)
-    return Run.model_validate(row)
+    return row
 
 
-@router.get("/runs/{run_id}/points", responses=responses(404, 422))
+@router.get("/runs/{run_id}/points", summary="The points of a run", responses=responses(404, 410, 422))
 def list_points(
     run_id: str,
     service: ServiceDep,
@@ -113,9 +144,9 @@ def list_points(
     after: Annotated[int, Query(ge=-1, lt=2**63, description="`seq` of the last point seen")] = -1,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
 ) -> Page[Point]:
+    """In the order they were written; `next` is the `seq` of the last."""
     with service.database.read() as session:
-        if run_store.get_run(session, run_id) is None:
-            raise Problem.not_found("run", run_id)
+        find_run(session, run_id)
         rows = run_store.list_points(session, run_id, metric=metric, after_seq=after, limit=limit + 1)
     points = [Point.model_validate(row) for row in rows[:limit]]
     has_more = len(rows) > limit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Generic, TypeVar
 
 from fastapi import Depends, Query, Request
@@ -11,11 +12,14 @@ from pydantic import BaseModel
 from app.api.problems import Problem
 from app.contract import NAME_PATTERN
 from app.corpus.shards import Manifest, read_manifest
-from app.guidelines.refit import load_guideline
 from app.guidelines.refitter import Refitter
+from app.guidelines.versions import load_guideline
 from app.jobs.supervisor import Supervisor
+from app.observe.metrics import LauncherCollector, Metrics
+from app.observe.stored import StoredCollector
 from app.settings import Settings
 from app.store.database import Database
+from app.store.recommendations import RecentAnswers
 from fitting.guideline import Guideline
 
 Item = TypeVar("Item")
@@ -40,8 +44,16 @@ class PageQuery(BaseModel):
         rows = rows[: self.limit]
         return Page(data=rows, has_more=has_more, next=str(getattr(rows[-1], key)) if has_more else None)
 
+    def of(self, items: Sequence[Item], key: str) -> Page[Item]:
+        """A page out of a listing that is at hand as a whole."""
+        start = 0
+        if self.after is not None:
+            keys = [str(getattr(item, key)) for item in items]
+            start = keys.index(self.after) + 1 if self.after in keys else len(items)
+        return self.cut(list(items[start : start + self.limit + 1]), key)
 
-def page_query(
+
+async def page_query(
     limit: Annotated[int, Query(ge=1, le=1000, description="rows a page")] = 50,
     after: Annotated[str | None, Query(max_length=64, description="`next` of the page before")] = None,
 ) -> PageQuery:
@@ -49,9 +61,22 @@ def page_query(
 
 
 class Service:
+    """One running service. ``is_stopping`` is set once it has been asked to end: streams close, nothing is claimed."""
+
     def __init__(self, settings: Settings, database: Database, supervisor: Supervisor, refitter: Refitter) -> None:
         self.settings, self.database, self.supervisor, self.refitter = settings, database, supervisor, refitter
+        self.is_stopping = False
+        self.metrics = Metrics()
+        self.metrics.watch(StoredCollector(database))
+        self.metrics.watch(LauncherCollector(supervisor.seconds_since_tick, supervisor.nodes))
+        refitter.on_ended = self.metrics.refit_ended
         self._guidelines: dict[str, Guideline] = {}
+        self.recent_answers = RecentAnswers()
+
+    def stop_begins(self) -> None:
+        """Called as the service is asked to end, in the middle of whatever else it does: sets flags and nothing more."""
+        self.is_stopping = True
+        self.supervisor.halt()
 
     def guideline(self, guideline_id: str) -> Guideline | None:
         """A stored version. Versions never change, so they are kept in memory once read."""
@@ -72,7 +97,8 @@ class Service:
             raise Problem.field(pointer, str(error)) from None
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:
+    """Async, because a plain dependency would be sent to a thread and back, for every request."""
     service = request.app.state.service
     assert isinstance(service, Service)
     return service

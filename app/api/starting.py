@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Iterable, Mapping
-from typing import Annotated
 
-from fastapi import Header
 from sqlalchemy.exc import IntegrityError
 
+from app.api.access import Caller
+from app.api.idempotency import check_same_body, request_hash
 from app.api.problems import Problem
 from app.api.run_bodies import StartBody
 from app.api.service import Service
@@ -20,18 +18,17 @@ from app.jobs.design import total_tokens
 from app.jobs.launchers.base import Work
 from app.jobs.queue import CohortMismatch, enqueue_arms
 from app.store import jobs as job_store
+from app.store import recommendations as recommendation_store
+from app.store.recommendations import MOST_RECENT, Answered
 from app.store.tables import JobRow
 from fitting.flops import non_embedding_params
-
-IdempotencyKey = Annotated[
-    str | None, Header(min_length=1, max_length=200, description="the same key and body start nothing twice")
-]
 
 # fp32 weights with two moments: a checkpoint. Two are kept while a run trains, and two exports of the weights.
 BYTES_A_PARAMETER_SAVED = 4 * 3
 BYTES_A_PARAMETER = 2 * BYTES_A_PARAMETER_SAVED + 4 * 2
 BYTES_OF_LOGS = 50_000_000
-_LATER_FIELDS = ("engine", "num_processes", "min_processes", "num_nodes")
+# Bodies without these are as old as keys that were sent before there was a choice: both must hash alike.
+_LATER_FIELDS = ("engine", "num_processes", "min_processes", "num_nodes", "recommendation_id")
 
 
 def started_before(service: Service, body: StartBody, idempotency_key: str | None) -> dict[str, JobRow]:
@@ -44,8 +41,8 @@ def started_before(service: Service, body: StartBody, idempotency_key: str | Non
         return {}
     with service.database.read() as session:
         rows = job_store.find_by_request_key(session, idempotency_key)
-    if any(row.request_hash != _request_hash(body) for row in rows):
-        raise Problem(409, "this Idempotency-Key came with another body before; send the same body, or another key")
+    for row in rows:
+        check_same_body(row.request_hash, request_hash(body, later_fields=_LATER_FIELDS))
     return {row.role: row for row in rows}
 
 
@@ -55,15 +52,17 @@ def start_runs(
     manifest: Manifest,
     body: StartBody,
     idempotency_key: str | None,
+    caller: Caller,
     *,
     control_run_id: str | None = None,
 ) -> dict[str, JobRow]:
-    """Queue runs (role -> spec) as one group.
+    """Queue runs (role -> spec) as one group, which is the caller's.
 
     Raises:
         InputError: no worker can ever run them; nothing is queued.
         Problem: this machine lacks the disk, or the cohort holds runs of another recipe; nothing is queued.
     """
+    follows = _followed(service, body.recommendation_id)
     _check_workers(service, specs.values(), body)
     _check_disk(service, specs.values())
     try:
@@ -74,10 +73,12 @@ def start_runs(
             manifest,
             priority=body.priority,
             request_key=idempotency_key,
-            request_hash=_request_hash(body),
+            request_hash=request_hash(body, later_fields=_LATER_FIELDS),
+            follows=follows,
             control_run_id=control_run_id,
             engine=body.engine,
             num_nodes=body.num_nodes,
+            owner=caller.id,
         )
     except CohortMismatch as error:
         raise Problem.field("/cohort", str(error), status=409) from None
@@ -96,13 +97,25 @@ def epoch_warnings(specs: Iterable[Spec], manifest: Manifest) -> list[str]:
     ]
 
 
-def _request_hash(body: StartBody) -> str:
-    values = body.model_dump(mode="json")
-    # Bodies without these are as old as keys that were sent before there was a choice: both must hash alike.
-    for name in _LATER_FIELDS:
-        if values[name] == StartBody.model_fields[name].default:
-            del values[name]
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def _followed(service: Service, recommendation_id: str | None) -> str | Answered | None:
+    """The answer that the runs follow: the id of a kept one, or one of the last that is to be kept with them.
+
+    Raises:
+        Problem: there is none of this id.
+    """
+    if recommendation_id is None:
+        return None
+    with service.database.read() as session:
+        if recommendation_store.get_recommendation(session, recommendation_id) is not None:
+            return recommendation_id
+    recent = service.recent_answers.get(recommendation_id)
+    if recent is None:
+        raise Problem.field(
+            "/recommendation_id",
+            f"no answer is kept under {recommendation_id!r}, and it is none of the last {MOST_RECENT}; ask again, with "
+            "keep: true where the job starts later",
+        )
+    return recent
 
 
 def _check_disk(service: Service, specs: Iterable[Spec]) -> None:

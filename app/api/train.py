@@ -12,6 +12,8 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
+from app.api.access import CallerDep
+from app.api.idempotency import IdempotencyKey
 from app.api.jobs import Job
 from app.api.problems import Problem, responses
 from app.api.run_bodies import (
@@ -27,7 +29,7 @@ from app.api.run_bodies import (
     pointing_at,
 )
 from app.api.service import Service, ServiceDep
-from app.api.starting import IdempotencyKey, epoch_warnings, start_runs, started_before
+from app.api.starting import epoch_warnings, start_runs, started_before
 from app.contract import Spec, TrainingSpec, TrunkSpec, check_leg
 from app.corpus.shards import Manifest
 from app.jobs.design import check_corpus, in_whole_batches, total_flops, total_tokens
@@ -111,16 +113,17 @@ class StartedJob(Job):
     warnings: list[str]
 
 
-@router.post("/jobs", status_code=202, responses=responses(409, 422, 507))
+@router.post("/jobs", summary="Start one run", status_code=202, responses=responses(409, 422, 507))
 def post_job(
-    body: Annotated[TrainBody, Body()], service: ServiceDep, idempotency_key: IdempotencyKey = None
+    body: Annotated[TrainBody, Body()], service: ServiceDep, caller: CallerDep, idempotency_key: IdempotencyKey
 ) -> StartedJob:
+    """A single size, a growth run, a trunk at constant rate, or a decay leg that leaves a trunk."""
     manifest = service.manifest(body.corpus)
     rows = started_before(service, body, idempotency_key)
     if not rows:
         spec = _spec(body, service, manifest)
         rows = start_runs(
-            service, {_role(spec): spec}, manifest, body, idempotency_key, control_run_id=body.control_run_id
+            service, {_role(spec): spec}, manifest, body, idempotency_key, caller, control_run_id=body.control_run_id
         )
     (row,) = rows.values()
     return _answer(row, service, manifest)

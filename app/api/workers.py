@@ -7,7 +7,8 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
-from app.api.service import ServiceDep
+from app.api.problems import responses
+from app.api.service import Page, PageDep, ServiceDep
 from app.jobs.launchers.base import EngineName
 
 router = APIRouter(tags=["jobs"])
@@ -40,6 +41,7 @@ class Worker(BaseModel):
     devices: list[Device]
 
 
-@router.get("/workers")
-def list_workers(service: ServiceDep) -> list[Worker]:
-    return [Worker.model_validate(node) for node in service.supervisor.nodes()]
+@router.get("/workers", summary="List what jobs run on", responses=responses(422))
+def list_workers(service: ServiceDep, page: PageDep) -> Page[Worker]:
+    """Each node with its GPUs and CPU slots: free, or which job."""
+    return page.of([Worker.model_validate(node) for node in service.supervisor.nodes()], "name")

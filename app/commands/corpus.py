@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from app.commands.output import emit_json, json_option, print_table
+from app.commands.output import emit_json, json_option, print_table, progress_bars
 
 data_dir_option = click.option(
     "--data-dir", envvar="GROWTHLAW_DATA_DIR", default="growthlaw-data", show_default=True,
@@ -74,7 +70,7 @@ def prepare(
         raise click.UsageError("give texts (SOURCES) or ready-made tokens (--tokens), not both")
     if not tokens and (validation_tokens or token_dtype or link):
         raise click.UsageError("--validation-tokens, --token-dtype and --link belong to --tokens; give it too")
-    with _bars() as show:
+    with progress_bars() as show:
         if tokens:
             manifest = prepare_token_files(
                 TokenFilesSpec(
@@ -122,22 +118,6 @@ def prepare(
             f"{name}: {train.num_tokens:,} train and {validation.num_tokens:,} validation tokens, vocabulary "
             f"{manifest.vocab_size}, {size}, in {corpus_dir}"
         )
-
-
-@contextlib.contextmanager
-def _bars() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress bar on stderr for each stage that is told of."""
-    columns = (TextColumn("{task.description:10}"), BarColumn(), TextColumn("{task.fields[mb]}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=None, mb="")
-            of = f" of {total / 1e6:.1f}" if total else ""
-            bars.update(tasks[stage], completed=done, total=total, mb=f"{done / 1e6:.1f}{of} MB")
-
-        yield show
 
 
 @corpus.command("list")

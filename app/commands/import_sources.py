@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from app.ingest.logs.recognise import OFFLINE_MEND
 from app.ingest.logs.rows import MAX_BYTES
-from app.records import write_json_atomically
 from fitting.errors import InputError
 
 _UNITS = {"nats": "nats", "bits_per_byte": "bits per byte"}
@@ -47,6 +46,8 @@ def _log_files(folder: Path) -> list[Path]:
         )
         if found:
             return found if all_of_them else found[-1:]
+    if next(folder.glob("**/run-*.wandb"), None) is not None:
+        raise InputError(str(folder), "holds a run in W&B's own file, which only its client reads", OFFLINE_MEND)
     raise InputError(
         str(folder), "holds no TensorBoard events, trainer_state.json or metrics.csv", "name the log itself"
     )
@@ -59,11 +60,9 @@ def name_of(source: Path) -> str:
     return name[:64] or "run"
 
 
-def options_of(given: Mapping[str, Any], plain: Iterable[str]) -> dict[str, Any]:
+def options_of(given: Mapping[str, Any], plain: Iterable[str], saved: Mapping[str, Any]) -> dict[str, Any]:
     """The service's options: a saved mapping, then a plan, then what was given on the command line."""
-    options: dict[str, Any] = {}
-    if given["mapping"] is not None:
-        options |= read_mapping(given["mapping"])
+    options = dict(saved)
     if given["plan"] is not None:
         options |= plan_options(given["plan"])
     options |= {name: given[name] for name in plain if given[name] is not None}
@@ -81,8 +80,7 @@ def options_of(given: Mapping[str, Any], plain: Iterable[str]) -> dict[str, Any]
             options[name] = {**options.get(name, {}), **dict(_pair(text, name) for text in texts)}
     if given["not_final"]:
         options["is_final"] = False
-    if given["replace"]:
-        options["replace"] = True
+    options |= {name: True for name in ("replace", "restore") if given[name]}
     return options
 
 
@@ -113,27 +111,6 @@ def plan_options(path: Path) -> dict[str, Any]:
             "decay_tokens": plan.grown.schedule.decay_tokens,
         },
     }
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Saved options of a project.
-
-    Raises:
-        InputError: the file is neither TOML nor JSON with named fields.
-    """
-    text = path.read_text(encoding="utf-8")
-    try:
-        found = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except ValueError as error:
-        raise InputError(str(path), f"cannot be read ({error})", "write TOML (.toml) or JSON") from None
-    if not isinstance(found, dict):
-        raise InputError(str(path), "holds no named options", "write them as in POST /runs/import")
-    return found
-
-
-def save_mapping(path: Path, options: Mapping[str, Any]) -> None:
-    """Save what the next run of the project will need again; the name is this run's alone."""
-    write_json_atomically(path, {name: value for name, value in options.items() if name not in ("name", "replace")})
 
 
 def _object(path: Path) -> dict[str, Any]:

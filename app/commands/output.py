@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
@@ -26,8 +28,8 @@ def read_body(file: IO[str]) -> Any:
 
 
 def emit_json(value: Any) -> None:
-    """One line of JSON on stdout."""
-    click.echo(json.dumps(value, allow_nan=False))
+    """One line of JSON on stdout; a page of the client as it came."""
+    click.echo(json.dumps(value, allow_nan=False, default=lambda page: page.json))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -52,6 +54,22 @@ def short(number: float | None, unit: str = "") -> str:
     return f"{number:.4g}{unit}"
 
 
-def number_option(name: str, **settings: Any) -> Callable[[Any], Any]:
+def number_option(*names: str, **settings: Any) -> Callable[[Any], Any]:
     """A click option for a count that may be written 7e9."""
-    return click.option(name, type=float, **settings)
+    return click.option(*names, type=float, **settings)
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress bar on stderr for each stage that is told of: (stage, done, total) in bytes."""
+    columns = (TextColumn("{task.description:10}"), BarColumn(), TextColumn("{task.fields[mb]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=None, mb="")
+            of = f" of {total / 1e6:.1f}" if total else ""
+            bars.update(tasks[stage], completed=done, total=total, mb=f"{done / 1e6:.1f}{of} MB")
+
+        yield show

@@ -1,4 +1,4 @@
-"""`growthlaw plan`: what a growth asks of a trainer of one's own, as that trainer's files."""
+"""`growthlaw plan export`: what a growth asks of a trainer of one's own, as that trainer's files."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from app.commands.output import emit_json, json_option, number_option, print_table, short, url_option
+from app.commands.output import emit_json, json_option, print_table, short, url_option
+from app.commands.plan_next import next_runs
+from app.commands.question import QUESTION_OPTIONS, ask, question_options, read_json
 
 if TYPE_CHECKING:
     from app.export import Question, TrainingPlan
 
 _FILE = click.Path(path_type=Path)
-# What `recommend` asks and a recommendation's file or a design has answered already.
-_QUESTION = (
-    "token_budget", "compute_flops", "gpu_hours", "peak_flops_per_second", "utilisation", "base_utilisation",
-    "growth_factors", "cohort",
-)  # fmt: skip
 
 
 @click.group()
 def plan() -> None:
-    """Bring your own trainer: both stages and the growth between them as torchtitan, Megatron-LM or transformers files."""
+    """What to run next; and a growth as files of a trainer of your own (torchtitan, Megatron-LM, transformers)."""
+
+
+plan.add_command(next_runs)
 
 
 @plan.command()
@@ -49,22 +49,7 @@ def plan() -> None:
 @click.option("--peak-lr", type=float, help="Of the grown stage, instead of the recipe's.")
 @click.option("--base-peak-lr", type=float, help="Of the base stage, instead of the recipe's.")
 @click.option("--schedule", type=click.Choice(["wsd", "cosine"]), help="Of the grown stage, instead of the recipe's.")
-@number_option("--token-budget", help="Ask here: tokens a from-scratch run would get.")
-@number_option("--compute-flops", help="Ask here: the budget in FLOPs.")
-@number_option("--gpu-hours", help="Ask here: the budget in GPU-hours.")
-@number_option("--peak-flops-per-second", help="Of one GPU.")
-@number_option("--utilisation", help="Share of the peak that training the target reaches.")
-@number_option("--base-utilisation", help="The same for the base.")
-@click.option(
-    "--objective", type=click.Choice(["lowest_loss", "fewest_flops"]), default="lowest_loss", show_default=True,
-    help="Lowest loss of the budget, or fewest FLOPs to the loss that scratch reaches with it.",
-)  # fmt: skip
-@click.option(
-    "--guideline", default="active", show_default=True, help="active | published:NAME | version id | FILE.json"
-)
-@click.option("--cohort", default=None, help="Whose losses are meant.")
-@click.option("--growth-factor", "growth_factors", type=float, multiple=True, help="Factors to consider; repeatable.")
-@click.option("--base-compute", type=click.Choice(["charged", "sunk"]), default="charged", show_default=True)
+@question_options(target=False)
 @url_option
 @json_option
 def export(
@@ -83,7 +68,7 @@ def export(
     from app.export import build_plan, plan_files, write_files
 
     wishes = {name: options.pop(name) for name in ("batch_sequences", "peak_lr", "base_peak_lr", "schedule")}
-    asked = [name for name in _QUESTION if options[name]]
+    asked = [name for name in QUESTION_OPTIONS if options[name]]
     if (recommendation is not None) + (design is not None) + bool(asked) != 1:
         raise click.UsageError(
             "give one of --recommendation FILE, --design FILE, and a budget such as --token-budget 2e12"
@@ -116,12 +101,11 @@ def _from_answer(
     url: str | None,
     options: dict[str, Any],
 ) -> Question:
-    from app.commands.recommend import ask
     from app.export import Wishes, question_of, target_of
 
-    target, details = target_of(_read(target_config, "--target-config"), context_length)
+    target, details = target_of(read_json(target_config, "--target-config"), context_length)
     if recommendation is not None:
-        answer = _read(recommendation, "--recommendation")
+        answer = read_json(recommendation, "--recommendation")
     else:
         shape = {
             name: getattr(target, name)
@@ -150,7 +134,7 @@ def _from_design(path: Path, vocab_size: int | None) -> Question:
     if vocab_size is None:
         raise click.UsageError("give --vocab-size N with --design: the body of POST /grow leaves it to the corpus")
     try:
-        body = GrowBody.model_validate(_read(path, "--design"))
+        body = GrowBody.model_validate(read_json(path, "--design"))
         target = model_spec(body.target_model, SimpleNamespace(vocab_size=vocab_size), "/target_model")  # type: ignore[arg-type]
         growth = growth_spec(body, target, "")
     except ValidationError as error:
@@ -180,18 +164,6 @@ def _from_design(path: Path, vocab_size: int | None) -> Question:
     base_flops = spec.growth.growth_timing_tokens * flops_per_token(design.base_model)
     left = (design.budget_flops - base_flops) / flops_per_token(target)
     return design_question(spec, growth.growth_timing_tokens, left, ModelDetails())
-
-
-def _read(path: Path, option: str) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise click.UsageError(f"{option} {path} does not exist; give a file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{option} {path} is not JSON ({error}); give a JSON file") from None
-    if not isinstance(values, dict):
-        raise click.UsageError(f"{option} {path} must hold one JSON object")
-    return values
 
 
 def _print(made: TrainingPlan, out: Path) -> None:

@@ -2,79 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from app.commands.output import emit_json, json_option, number_option, print_table, short, url_option
+from app.commands.output import emit_json, json_option, print_table, short, url_option
+from app.commands.question import ask, question_options
 
 
 @click.command()
-@number_option("--target-params", required=True, help="Non-embedding parameters of the target, e.g. 7e9.")
-@number_option(
-    "--token-budget", help="Tokens a from-scratch run would get, e.g. 2e12; or give --compute-flops or --gpu-hours."
-)
-@number_option("--compute-flops", help="The budget in FLOPs.")
-@number_option("--gpu-hours", help="The budget in GPU-hours; needs --peak-flops-per-second and --utilisation.")
-@number_option("--peak-flops-per-second", help="Of one GPU, e.g. 989e12.")
-@number_option("--utilisation", help="Share of the peak that training the target reaches, e.g. 0.4.")
-@number_option("--base-utilisation", help="The same for the base; --utilisation where left out.")
-@number_option("--existing-base-tokens", help="Tokens that a base which is there already has seen.")
-@click.option(
-    "--objective", type=click.Choice(["lowest_loss", "fewest_flops"]), default="lowest_loss", show_default=True,
-    help="Lowest loss of the budget, or fewest FLOPs to the loss that scratch reaches with it.",
-)  # fmt: skip
-@click.option(
-    "--guideline", default="active", show_default=True, help="active | published:NAME | version id | FILE.json"
-)
-@click.option("--cohort", default=None, help="Whose losses are meant.")
-@click.option("--num-target-layers", type=click.IntRange(1), default=None)
-@click.option("--growth-factor", "growth_factors", type=float, multiple=True, help="Factors to consider; repeatable.")
-@click.option("--base-compute", type=click.Choice(["charged", "sunk"]), default="charged", show_default=True)
+@question_options(target=True)
+@click.option("--keep", is_flag=True, help="Let the service keep question and answer; the answer's id names them.")
 @url_option
 @json_option
-def recommend(url: str | None, as_json: bool, guideline: str, **question: Any) -> None:
+def recommend(url: str | None, as_json: bool, guideline: str, keep: bool, **question: Any) -> None:
     """Whether, when and by how much to grow. Local for a guideline FILE or published:NAME, else it asks the service."""
-    answer = ask(url, guideline, question)
+    answer = ask(url, guideline, question, keep=keep)
     if as_json:
         emit_json(answer)
     else:
         print_answer(answer)
-
-
-def ask(url: str | None, guideline: str, question: dict[str, Any]) -> dict[str, Any]:
-    """The answer to ``question`` (fields of ``POST /recommend``): of a file or published rule here, else of the service."""
-    question["growth_factors"] = list(question["growth_factors"]) or None
-    question = {name: value for name, value in question.items() if value is not None}
-    if guideline.startswith("published:") or guideline.endswith(".json"):
-        return _answer_locally(guideline, question)
-    from app.client import Growthlaw
-
-    with Growthlaw(url) as client:
-        return client.recommend(guideline=guideline, **question)
-
-
-def _answer_locally(guideline: str, question: dict[str, Any]) -> dict[str, Any]:
-    from fitting.flops import Shape
-    from fitting.guideline import Guideline
-    from fitting.published import published_guideline
-    from fitting.recommendation import Request
-    from fitting.recommendation import recommend as answer_from
-
-    if guideline.startswith("published:"):
-        loaded = published_guideline(guideline)
-    else:
-        try:
-            text = Path(guideline).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise click.UsageError(f"--guideline {guideline} does not exist; give a file or published:NAME") from None
-        loaded = Guideline.from_json(text)
-    if "growth_factors" in question:
-        question["growth_factors"] = tuple(question["growth_factors"])
-    if "target_shape" in question:
-        question["target_shape"] = Shape(**question["target_shape"])
-    return answer_from(Request.from_fields(question), loaded).to_dict()
 
 
 def print_answer(answer: dict[str, Any]) -> None:
@@ -91,6 +38,7 @@ def print_answer(answer: dict[str, Any]) -> None:
             ("grow", f"x{answer['growth_factor']:g} after {short(answer['growth_timing_tokens'])} tokens{near}")
         )
         rows.append(("then train", f"{short(answer['grown_tokens'])} tokens, layers in {answer['order']} order"))
+    rows += _reached(answer["to_reach"])
     expected = answer["expected"]
     if expected["delta_nats"] is not None:
         rows.append(("grown - scratch", f"{expected['delta_nats']:+.4f} nats{_interval(expected['delta_interval'])}"))
@@ -103,6 +51,10 @@ def print_answer(answer: dict[str, Any]) -> None:
         rows.append((f"base {accounting}", f"{told['decision'] or 'cannot tell'}: {told['reason']}"))
     for name, value in rows:
         click.echo(f"  {name:16}{value}")
+    if answer.get("kept"):
+        click.echo(f"  kept            {answer['id']}")
+    if answer.get("newer"):
+        click.echo(f"  {'newer':16}{_newer(answer['newer'])}")
     for warning in answer["warnings"]:
         click.echo(f"  ! {warning}")
     if answer["alternatives"]:
@@ -116,6 +68,35 @@ def print_answer(answer: dict[str, Any]) -> None:
                 f"after {short(row['growth_timing_tokens'])} tokens: {row['delta_nats']:+.4f} nats"
                 f"{_interval(row['delta_interval'])}"
             )
+
+
+def _reached(goal: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What each arm needs for the loss that was asked for."""
+    if goal is None:
+        return []
+    arms = {"scratch": goal["scratch"], "smaller": goal["smaller"]}
+    arms |= {f"grown, {name}": reach for name, reach in goal["grown"].items()}
+    rows = []
+    for name, reach in arms.items():
+        if reach is None:
+            continue
+        told = reach["reason"]
+        if reach["compute_flops"] is not None:
+            low, high = reach["compute_flops_interval"] or (None, None)
+            span = f" (80% interval {low:.3g} to {f'{high:.3g}' if high else 'beyond what is known'})" if low else ""
+            told = f"{reach['compute_flops']:.3g} FLOPs{span}, {reach['grade']}"
+        rows.append((name, told))
+    return rows
+
+
+def _newer(newer: dict[str, Any]) -> str:
+    """What the version that answers now says to the same question."""
+    text = f"version {newer['version']} answers now and says {newer['decision']}"
+    if newer["growth_timing_tokens"]:
+        text += f", x{newer['growth_factor']:g} after {short(newer['growth_timing_tokens'])} tokens"
+    if newer["delta_nats"] is not None:
+        text += f": {newer['delta_nats']:+.4f} nats{_interval(newer['delta_interval'])}"
+    return text
 
 
 def _model(model: dict[str, Any]) -> str:

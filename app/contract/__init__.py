@@ -10,7 +10,7 @@ file                      what it holds
 ========================  =====================================================================
 ``spec.json``             one :class:`Spec`, written once by the service
 ``metrics.jsonl``         one :class:`MetricLine` a line, append-only, ``seq`` strictly monotone
-``events.jsonl``          one :class:`EventLine` a line, append-only: started, growth, checkpoint...
+``events.jsonl``          one :class:`EventLine` a line, append-only: started, checkpoint, growing, growth...
 ``checkpoints/``          what a restart needs, written beside and renamed
 ``exports/NAME/``         transformers folders (``base`` where a run grows, ``final`` always)
 ``result.json``           one :class:`Result`, written once at the very end
@@ -38,7 +38,7 @@ from app.contract.checks import (
 )
 from app.contract.corpora import CorpusSpec
 from app.contract.legs import FREE_FIELDS, check_leg
-from app.contract.lines import EventLine, ExitCode, MetricLine, Phase, Result, RunStatus
+from app.contract.lines import NO_SPACE_ERRNOS, EventLine, ExitCode, MetricLine, Phase, Result, RunStatus
 from app.contract.specs import EvaluationSpec, GrowthSpec, ModelSpec, Spec
 from app.contract.training import TrainingSpec, TrunkSpec
 from app.contract.uploads import UploadSpec
@@ -56,6 +56,7 @@ __all__ = [
     "MAX_SEED",
     "METRICS_FILE",
     "NAME_PATTERN",
+    "NO_SPACE_ERRNOS",
     "PROBE_FILE",
     "RESULT_FILE",
     "SPEC_FILE",

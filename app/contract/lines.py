@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import errno
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,10 @@ class ExitCode(enum.IntEnum):
     NO_SPACE = 73
     LOST_PROCESS = 74
     PAUSED = 75
+
+
+# The system's errors behind NO_SPACE: a full disk, a quota that is used up, a file-size limit (ulimit -f).
+NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,12 @@ The result is the corpus folder itself; progress and failure go to `events.jsonl
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
 
-from app.contract import ExitCode, read_corpus_spec
+from app.contract import NO_SPACE_ERRNOS, ExitCode, read_corpus_spec
 from app.corpus.documents import CorpusError
 from app.corpus.prepare import prepare_corpus
 from app.process_events import ProcessEvents
@@ -36,7 +35,7 @@ def main(run_dir: Path) -> ExitCode:
         events.fail(str(error), ExitCode.BAD_DATA)
         return ExitCode.BAD_DATA
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in NO_SPACE_ERRNOS:
             raise
         events.fail(f"no space left for the corpus in {spec.corpus_dir}; free some and start again", ExitCode.NO_SPACE)
         return ExitCode.NO_SPACE

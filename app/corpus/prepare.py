@@ -23,6 +23,7 @@ from app.corpus.documents import CorpusError, find_files, read_documents
 from app.corpus.folders import new_corpus_folder, refuse_existing
 from app.corpus.shards import DTYPES, TOKENIZER_FILE, Manifest, ShardWriter, content_hash, write_manifest
 from app.corpus.tokenizers import END_OF_TEXT, encode_texts, end_of_text_id, load_tokenizer, vocab_size_of
+from app.records import write_text_atomically
 
 TEXTS_PER_BATCH = 64
 
@@ -145,7 +146,7 @@ def _write_shards(
             writers[split].add([*ids, end_of_text], size)
             done += size
         progress("tokenize", done, num_bytes)
-    tokenizer.save(str(folder / TOKENIZER_FILE))
+    write_text_atomically(folder / TOKENIZER_FILE, tokenizer.to_str(pretty=True))
     closed = {name: writer.close() for name, writer in writers.items()}
     manifest = Manifest(
         name=spec.name,

@@ -33,6 +33,7 @@ from app.corpus.folders import new_corpus_folder, refuse_existing
 from app.corpus.shards import DTYPES, TOKENIZER_FILE, Manifest, ShardWriter, Split, content_hash, write_manifest
 from app.corpus.token_files import TokenFile, open_token_file
 from app.corpus.tokenizers import load_tokenizer, token_byte_lengths, vocab_size_of
+from app.records import write_text_atomically
 
 SAME_BITS = {"<u2": "uint16", "<i2": "uint16", "<u4": "uint32", "<i4": "uint32"}
 CHUNK_BYTES = 1 << 24
@@ -129,7 +130,7 @@ def prepare_token_files(spec: TokenFilesSpec, progress: Progress = lambda stage,
     censuses = {name: _Census(byte_lengths=lengths, vocab_size=vocab_size) for name in files}
     with new_corpus_folder(spec.name, Path(spec.corpus_dir)) as folder:
         if tokenizer:
-            tokenizer.save(str(folder / TOKENIZER_FILE))
+            write_text_atomically(folder / TOKENIZER_FILE, tokenizer.to_str(pretty=True))
         if files["validation"]:
             closed = {
                 name: _place(files[name], folder, name, dtype, censuses[name], spec.link, progress) for name in files

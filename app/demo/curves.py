@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Curve:
         return self.loss_nats[-1]
 
 
-def curve_of(role: str, points: list[dict[str, Any]]) -> Curve:
+def curve_of(role: str, points: Sequence[Mapping[str, Any]]) -> Curve:
     """A curve out of a run's `validation_loss` points."""
     grown = [point["compute_flops"] for point in points if point["phase"] == "grown"]
     return Curve(

@@ -15,13 +15,8 @@ Everything else is a bug (1) and keeps its traceback.
 
 from __future__ import annotations
 
-import errno
-
-from app.contract import ExitCode
+from app.contract import NO_SPACE_ERRNOS, ExitCode
 from fitting.errors import InputError
-
-# EFBIG is a file-size limit (ulimit -f): for the run it is the same as a full disk.
-NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class BadSpecError(ValueError):

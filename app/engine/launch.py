@@ -31,6 +31,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import FrameType
 
 from app.contract import ExitCode, Spec
 from app.engine.errors import BadSpecError
@@ -40,6 +41,20 @@ LOCK_FILE = ".engine.lock"
 POLL_SECONDS = 0.05
 # What the other ranks get to say why they stop, once one has ended: their collectives fail within a second or two.
 GRACE_SECONDS = 10.0
+
+
+class Pause:
+    """Set by SIGTERM or SIGINT; asked between two steps."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def listen(self) -> None:
+        signal.signal(signal.SIGTERM, self._request)
+        signal.signal(signal.SIGINT, self._request)
+
+    def _request(self, signum: int, frame: FrameType | None) -> None:
+        self.requested = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -178,6 +178,8 @@ def _grow(
     if not trainer.phase.is_given:
         _export(trainer, run_dir, "base", corpus, world)
     loss_before = trainer.validation_loss_nats
+    maps = f"; its maps train for {phase.num_learn_steps:,} steps first" if phase.num_learn_steps else ""
+    events.write("growing", f"{_describe(spec)}{maps}")
     try:
         trainer.grow_into(phase, pause_requested)
     except PauseRequestedError:

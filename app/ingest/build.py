@@ -36,7 +36,7 @@ def build_runs(files: ImportFiles, options: ImportOptions) -> tuple[ImportedRun,
                 "files", "of a growth are its base's and its grown stage's", "give --base and --grown alone"
             )
         return (_growth(files, options),)
-    logs = read_logs(files.single, options.format)
+    logs = read_logs(files.single, options.format, options.step)
     if any(option is not None for option in (options.base_config, options.base_params, options.base_layers)):
         raise InputError("base_layers", "or a base's size is given, but no base", "give the base's log as --base")
     return tuple(_single(log, files.single, options) for log in logs)
@@ -55,7 +55,7 @@ def _single(log: Log, files: Sequence[LogFile], options: ImportOptions) -> Impor
 def _growth(files: ImportFiles, options: ImportOptions) -> ImportedRun:
     logs = []
     for given in (files.base, files.grown):
-        found = read_logs(given, options.format)
+        found = read_logs(given, options.format, options.step)
         if len(found) != 1:
             raise InputError("files", "of a growth hold several runs", "give one log a stage")
         logs.append(found[0])
@@ -97,20 +97,12 @@ def _counted_before(grown: Stage, base: Stage, timing: int, options: ImportOptio
 def _points(
     stage: Sequence[StagePoint], phase: Phase, before: int, flops_before: float, model: Model
 ) -> list[ImportedPoint]:
-    return [
-        ImportedPoint(
-            phase=phase,
-            step=point.step,
-            tokens=point.tokens - before,
-            compute_flops=flops_before + (point.tokens - before) * model.flops_per_token,
-            metric=point.column.metric,
-            dataset=point.column.dataset,
-            value=point.value,
-            unit=point.column.unit,
-            time=point.time,
-        )
-        for point in stage
-    ]
+    points = []
+    for step, tokens, column, value, time in stage:
+        seen = tokens - before
+        flops = flops_before + seen * model.flops_per_token
+        points.append(ImportedPoint(phase, step, seen, flops, column.metric, column.dataset, value, column.unit, time))
+    return points
 
 
 def _run(
@@ -151,6 +143,8 @@ def _run(
             warnings.append(
                 f"{stage.num_unplaced} values of the {name}'s log stand at steps without tokens and are left out"
             )
+        if stage is not None and stage.num_stepless:
+            warnings.append(f"{stage.num_stepless} rows of the {name}'s log hold no step and are left out")
         if stage is not None and stage.num_rollbacks:
             warnings.append(
                 f"the {name}'s log was rolled back {stage.num_rollbacks} times ({stage.wasted_tokens:,} tokens)"
@@ -173,6 +167,10 @@ def _status(options: ImportOptions, stage: Stage) -> tuple[str, str]:
         return options.status, "" if options.status in ("finished", "running") else "as the import said"
     if stage.diverged_at is not None:
         return "diverged", f"the loss was no number at step {stage.diverged_at:,}, where its log ends"
+    if stage.ended is not None and stage.ended.status == "running":
+        return "running", ""
+    if stage.ended is not None:
+        return stage.ended.status, stage.ended.reason
     if stage.ended_early_at is not None:
         return "stopped", f"the log ends at step {stage.ended_early_at:,}, before the trainer's planned end"
     return "finished", ""

@@ -6,6 +6,7 @@ would have to be wrong. A run this service trained itself keeps its ``source``.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from sqlalchemy.orm import Session
 
 from app.ingest.bundle import Bundle
 from app.jobs.headers import DECISION_METRIC, decision_dataset
+from app.store import audit, removals
 from app.store import runs as run_store
 from app.store.cohorts import join_cohort
 from app.store.database import Database
-from app.store.tables import RunRow
+from app.store.tables import LOCAL, RunRow
 from fitting.errors import InputError
 from fitting.table import COLUMNS, column_values
 
@@ -34,19 +36,25 @@ _WHOLE_NUMBERS = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class CohortImport:
-    """What an import did to one cohort; runs known before were the same and stay as they are."""
+    """What an import did to one cohort; runs known before were the same and stay as they are, and those
+    that were removed stay away."""
 
     cohort: str
     num_runs_added: int
     num_runs_known: int
+    num_runs_removed: int
     num_points_added: int
 
 
-def import_bundle(database: Database, bundle: Bundle, *, dry_run: bool = False) -> list[CohortImport]:
+def import_bundle(
+    database: Database, bundle: Bundle, *, dry_run: bool = False, restore: bool = False, actor: str = LOCAL
+) -> list[CohortImport]:
     """Store the bundle's runs and points under their cohorts, in one transaction.
 
     Args:
+        actor: who imports them.
         dry_run: check everything against the store and say what would be added, but add nothing.
+        restore: runs that were removed come back.
 
     Raises:
         CohortMismatch: the store holds a cohort of this name with another recipe.
@@ -54,19 +62,36 @@ def import_bundle(database: Database, bundle: Bundle, *, dry_run: bool = False) 
     """
     rows = {name: _rows(table) for name, table in bundle.runs.items()}
     with database.write() as session:
-        done = [_import_cohort(session, name, rows[name], bundle) for name in rows]
+        done = [_import_cohort(session, name, rows[name], bundle, restore) for name in rows]
+        for cohort in done:
+            if cohort.num_runs_added:
+                audit.record(
+                    session, actor=actor, action="run.import", subject=cohort.cohort,
+                    detail=f"{cohort.num_runs_added} runs of the bundle",
+                )  # fmt: skip
         if dry_run:
             session.rollback()
     return done
 
 
-def _import_cohort(session: Session, name: str, rows: list[dict[str, Any]], bundle: Bundle) -> CohortImport:
+def _import_cohort(
+    session: Session, name: str, rows: list[dict[str, Any]], bundle: Bundle, restore: bool
+) -> CohortImport:
     join_cohort(
         session, name, bundle.recipes[name],
         decision_metric=DECISION_METRIC, decision_dataset=decision_dataset(rows[0]["corpus"]),
     )  # fmt: skip
     fresh = []
+    removed = removals.removed_ids(session, [row["run_id"] for row in rows])
+    if restore:
+        for run_id in removed:
+            row_of_removal = removals.get_removed(session, run_id)
+            assert row_of_removal is not None
+            removals.forget_removal(session, row_of_removal)
+        removed = set()
     for row in rows:
+        if row["run_id"] in removed:
+            continue
         known = run_store.get_run(session, row["run_id"])
         if known is None:
             fresh.append(row)
@@ -80,7 +105,8 @@ def _import_cohort(session: Session, name: str, rows: list[dict[str, Any]], bund
     return CohortImport(
         cohort=name,
         num_runs_added=len(fresh),
-        num_runs_known=len(rows) - len(fresh),
+        num_runs_known=len(rows) - len(fresh) - len(removed),
+        num_runs_removed=len(removed),
         num_points_added=sum(len(bundle.points[row["run_id"]]) for row in fresh),
     )
 
@@ -106,8 +132,9 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _check_same(known: RunRow, row: Mapping[str, Any]) -> None:
+    corrected = json.loads(known.corrections) if known.corrections else {}
     for column in COLUMNS:
-        if column in _FREE_COLUMNS:
+        if column in _FREE_COLUMNS or column in corrected:
             continue
         stored, given = getattr(known, column), row[column]
         if stored != given:

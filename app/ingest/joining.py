@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
+from itertools import pairwise
 
 from app.ingest.logs.rows import LogRow
 from fitting.errors import InputError
@@ -42,6 +43,9 @@ def join(rows: Iterable[LogRow], training: Set[str] = frozenset()) -> Joined:
     Raises:
         InputError: the steps go back so often that this is no one run's log.
     """
+    rows = tuple(rows)
+    if all(one.step < other.step for one, other in pairwise(rows)):
+        return Joined(rows=rows, abandoned=())  # the usual log: nothing comes twice
     steps: list[int] = []
     values: dict[int, dict[str, float]] = {}
     times: dict[int, str] = {}

@@ -21,6 +21,7 @@ from app.ingest.judging import final_loss, peak_rate
 from app.ingest.logs.rows import LogRow
 from app.ingest.stages import TRAIN_LOSS
 from app.ingest.storing import SOURCE, check_table, enter_cohort
+from app.store import audit, removals
 from app.store import runs as run_store
 from app.store.ids import new_id
 from app.store.tables import PointRow, RunRow
@@ -48,8 +49,10 @@ class LivePoint:
     time: str
 
 
-def open_run(session: Session, options: ImportOptions, request_key: str | None, request_hash: str) -> RunRow:
-    """A run that will push; the same key and request give the same run again.
+def open_run(
+    session: Session, options: ImportOptions, request_key: str | None, request_hash: str, *, actor: str
+) -> RunRow:
+    """A run that will push, opened by ``actor``; the same key and request give the same run again.
 
     Raises:
         Conflict: the key came with another request, or the cohort has a run of this name.
@@ -60,6 +63,9 @@ def open_run(session: Session, options: ImportOptions, request_key: str | None, 
         if known.request_hash != request_hash:
             raise Conflict("this Idempotency-Key came with another body before; send the same body, or another key")
         return known
+    removed = None if request_key is None else removals.removed_request(session, request_key)
+    if removed is not None:
+        raise Conflict(f"{removals.told(removed)}, and came with this Idempotency-Key; push under another key")
     check_stated(options)
     model = target_model(options)
     is_growth = any(given is not None for given in (options.base_config, options.base_layers, options.base_params))
@@ -82,6 +88,9 @@ def open_run(session: Session, options: ImportOptions, request_key: str | None, 
         provenance=json.dumps(live), **header,
     )  # fmt: skip
     run_store.add_run(session, row)
+    audit.record(
+        session, actor=actor, action="run.open", subject=row.run_id, detail=f"{row.name!r} in cohort {row.cohort!r}"
+    )
     return row
 
 
@@ -168,7 +177,8 @@ def _end(session: Session, run: RunRow, ending: Ending, reason: str) -> None:
         "status": ending,
         "reason": reason,
         "grown_tokens": float(final_tokens),
-        "compute_flops": timing * base_rate + final_tokens * target_rate,
+        # One that ended before its first point has trained nothing, and the table takes no zeros.
+        "compute_flops": timing * base_rate + final_tokens * target_rate or None,
         "growth_timing_tokens": timing,
         "wasted_flops": wasted,
     }

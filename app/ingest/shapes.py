@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitting.errors import InputError
-from fitting.flops import flops_by_6nd, flops_per_token, non_embedding_params
+from fitting.flops import Shape, flops_by_6nd, flops_per_token, non_embedding_params
 
 # model_type of transformers whose blocks are q, k, v, o and gate, up, down, in full in every layer.
 GATED = (
@@ -21,21 +21,12 @@ _FIELDS = {
     "num_layers": "num_hidden_layers", "hidden_size": "hidden_size", "num_heads": "num_attention_heads",
     "intermediate_size": "intermediate_size", "vocab_size": "vocab_size",
 }  # fmt: skip
+# Fields whose absence means a constant of the family's class and not what other families make of it: never guessed here.
+STATED_BY = {
+    "num_key_value_heads": ("mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3"),
+    "head_dim": ("qwen3", "gemma", "gemma2", "gemma3_text"),
+}
 _LARGEST = 10**9
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoggedShape:
-    """A `fitting.flops.ModelShape` whose heads may have a width of their own."""
-
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_size: int
-    intermediate_size: int
-    vocab_size: int
-    context_length: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +35,7 @@ class Model:
 
     params: float
     flops_per_token: float
-    shape: LoggedShape | None = None
+    shape: Shape | None = None
     family: str | None = None
 
 
@@ -65,7 +56,7 @@ def model_of(
     if config is not None and params is not None:
         raise InputError(field, "is given beside a parameter count", "give one of them")
     if config is not None:
-        shape = _shape(config, context_length, field)
+        shape = shape_of(config, context_length, field)
         return Model(
             params=non_embedding_params(shape), flops_per_token=flops_per_token(shape), shape=shape,
             family=str(config["model_type"]),
@@ -73,21 +64,30 @@ def model_of(
     return None if params is None else Model(params=params, flops_per_token=flops_by_6nd(params, 1.0))
 
 
-def _shape(config: Mapping[str, Any], context_length: int | None, field: str) -> LoggedShape:
+def shape_of(config: Mapping[str, Any], context_length: int | None, field: str) -> Shape:
+    """The shape that a transformers ``config.json`` describes; arguments and errors as of :func:`model_of`."""
     family = config.get("model_type")
+    if "text_config" in config:
+        raise InputError(
+            field, f"has model_type {str(family)[:40]!r}, which wraps a language model in another",
+            "give what stands under its text_config",
+        )  # fmt: skip
     if family not in GATED:
         raise InputError(
             field, f"has model_type {str(family)[:40]!r}, but only dense decoders with gated MLPs are counted from one "
             f"({', '.join(GATED)})", "give the non-embedding parameters instead (target_params, base_params)",
         )  # fmt: skip
+    for name, families in STATED_BY.items():
+        if family in families and name not in config:
+            raise InputError(field, f"lacks {name}, which {family} does not leave to its other fields", "add it")
     sizes = {ours: _count(config, theirs, field) for ours, theirs in _FIELDS.items()}
-    heads = sizes["num_heads"]
-    context = context_length or _count(config, "max_position_embeddings", field)
-    return LoggedShape(
+    shared = max(1, sizes["hidden_size"] // sizes["num_heads"])
+    head_size = _count(config, "head_dim", field, shared)
+    return Shape(
         **sizes,
-        num_kv_heads=_count(config, "num_key_value_heads", field, heads),
-        head_size=_count(config, "head_dim", field, max(1, sizes["hidden_size"] // heads)),
-        context_length=context,
+        num_kv_heads=_count(config, "num_key_value_heads", field, sizes["num_heads"]),
+        own_head_size=None if head_size == shared else head_size,
+        context_length=context_length or _count(config, "max_position_embeddings", field),
     )
 
 

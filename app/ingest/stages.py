@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from app.ingest.joining import join, last_tokens
-from app.ingest.logs.rows import ColumnMap, Log
+from app.ingest.logs.rows import ColumnMap, Ended, Log
 from app.ingest.tokens import TokenCount
 from fitting.errors import InputError
 
 TRAIN_LOSS = "train_loss"
 
 
-@dataclass(frozen=True, kw_only=True)
-class StagePoint:
+class StagePoint(NamedTuple):
     """One finite value, with the tokens the stage's own count had reached."""
 
     step: int
@@ -34,7 +34,9 @@ class Stage:
         wasted_tokens: rolled back, by the stage's own count, `num_rollbacks` times; `num_from_start` times to its start.
         diverged_at: the step whose loss was no number, where the log ends so; None otherwise.
         ended_early_at: the last step, where the trainer was to go on; None otherwise.
+        ended: what the log's tracker says of its end, where that is not the planned one.
         num_unplaced: values at steps whose tokens are not known, left out.
+        num_stepless: rows without a step, left out.
     """
 
     points: tuple[StagePoint, ...]
@@ -44,7 +46,9 @@ class Stage:
     num_from_start: int
     diverged_at: int | None
     ended_early_at: int | None
+    ended: Ended | None
     num_unplaced: int
+    num_stepless: int
     tokens_described: str
     format: str
 
@@ -84,7 +88,7 @@ def stage_of(
             if seen is None:
                 num_unplaced += 1
             elif math.isfinite(value):
-                points.append(StagePoint(step=row.step, tokens=seen, column=column, value=value, time=row.time))
+                points.append(StagePoint(row.step, seen, column, value, row.time))
     wasted = 0
     for stretch in joined.abandoned:
         before = 0 if stretch.after is None else (count.at(stretch.after) or 0)
@@ -100,7 +104,9 @@ def stage_of(
         num_from_start=sum(stretch.after is None for stretch in joined.abandoned),
         diverged_at=min(diverged) if diverged else None,
         ended_early_at=last_step if early else None,
+        ended=log.ended,
         num_unplaced=num_unplaced,
+        num_stepless=log.num_stepless,
         tokens_described=count.described,
         format=log.format,
     )

@@ -20,7 +20,7 @@ class TokenCount:
     """How many tokens a run has seen when it logs a row.
 
     Args:
-        log: whose rows are counted.
+        log: whose rows are counted, and whose constants an expression may name.
         tokens: a column's name, or an expression of column names and ``step``; None takes what the format documents.
         batch_ramp: (from_step, batch_tokens), rising from step 1; step 1 is the first.
 
@@ -32,6 +32,8 @@ class TokenCount:
         if tokens is not None and batch_ramp:
             raise InputError("batch_ramp", "is given beside tokens", "give one of them")
         columns = {name for row in log.rows for name in row.values}
+        self._constants: dict[str, float] = {}
+        self._named: list[tuple[str, str]] = []
         self._ramp = _checked_ramp(batch_ramp)
         self._column = tokens if tokens in columns else None
         self._expression: Expression | None = None
@@ -39,9 +41,16 @@ class TokenCount:
             return
         if tokens is not None:
             self._expression = Expression(tokens, "tokens")
-            unknown = self._expression.names - {"step"} - {identifier(name) for name in columns}
+            wanted = self._expression.names - {"step"}
+            self._named = [(name, identifier(name)) for name in sorted(columns) if identifier(name) in wanted]
+            self._constants = {name: value for name, value in log.constants.items() if name in wanted}
+            _check_apart(self._named)
+            unknown = wanted - {name for _, name in self._named} - self._constants.keys()
             if unknown:
-                known = ", ".join(sorted(identifier(name) for name in columns)[:20]) or "none"
+                known = (
+                    ", ".join([*sorted(identifier(name) for name in columns)[:20], *sorted(log.constants)[:20]])
+                    or "none"
+                )
                 raise InputError(
                     "tokens",
                     f"names {sorted(unknown)[0]!r}, which the log does not have",
@@ -73,8 +82,11 @@ class TokenCount:
         elif self._expression is None:
             found = row.values.get(self._column or "")
         else:
-            named = {identifier(name): value for name, value in row.values.items()}
-            found = self._expression.value(named | {"step": row.step})
+            named = {**self._constants, "step": row.step}
+            for column, name in self._named:
+                if column in row.values:
+                    named[name] = row.values[column]
+            found = self._expression.value(named)
         if found is None or found != found:
             return None
         if not 0 <= found <= MAX_TOKENS:
@@ -90,6 +102,12 @@ class TokenCount:
             return 0
         whole = ((after - before) * batch for (before, batch), (after, _) in pairwise(self._ramp))
         return [0, *accumulate(whole)][place] + (step - steps[place] + 1) * self._ramp[place][1]
+
+
+def _check_apart(named: Sequence[tuple[str, str]]) -> None:
+    for (one, name), (other, same) in pairwise(sorted(named, key=lambda pair: pair[1])):
+        if name == same:
+            raise InputError("tokens", f"names {name!r}, which is both {one!r} and {other!r}", "leave one of them out")
 
 
 def _checked_ramp(ramp: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -14,7 +14,6 @@ service measures with its own clock, so clocks that differ do no harm.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import threading
 import time
@@ -24,8 +23,9 @@ from typing import Any, cast
 
 import structlog
 from sqlalchemy.orm import Session
+from structlog.contextvars import bound_contextvars
 
-from app.contract import EVENTS_FILE, METRICS_FILE, EventLine, MetricLine, Spec
+from app.contract import EVENTS_FILE, METRICS_FILE, NO_SPACE_ERRNOS, EventLine, MetricLine, Spec
 from app.jobs.headers import result_columns
 from app.jobs.launchers.base import EngineName, Launcher, Node, Poll, Work
 from app.jobs.outcome import Cause, Outcome, failure, outcome_of
@@ -107,25 +107,36 @@ class Supervisor:
         self._told: dict[str, str] = {}
         self._has_recovered = False
         self._last_beat = 0.0
+        self._last_tick = time.monotonic()
         self._halt = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="launcher", daemon=True)
 
     def start(self) -> None:
+        self._last_tick = time.monotonic()
         self._thread.start()
+
+    def halt(self) -> None:
+        """Claim nothing more and end the loop after the job in hand."""
+        self._halt.set()
 
     def stop(self) -> None:
         """End the loop. Running work goes on by itself and is found again by the next service."""
-        self._halt.set()
-        self._thread.join(timeout=30)
+        self.halt()
+        self._thread.join()
 
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
+    def seconds_since_tick(self) -> float:
+        """Since the loop last went round without an error."""
+        return time.monotonic() - self._last_tick
+
     def _loop(self) -> None:
         while not self._halt.is_set():
             try:
                 self.tick()
+                self._last_tick = time.monotonic()
             except Exception:  # the loop must outlive a locked database; the log tells
                 log.exception("launcher_tick_failed")
                 self._halt.wait(SECONDS_AFTER_TROUBLE)
@@ -139,15 +150,18 @@ class Supervisor:
             running = job_store.running_jobs(session, self._owner)
         alive = []
         for job in running:
-            try:
-                if self._look_after(job):
+            if self._halt.is_set():
+                return
+            with bound_contextvars(job_id=job.id):
+                try:
+                    if self._look_after(job):
+                        alive.append(job.id)
+                    self._troubles.pop(job.id, None)
+                except Exception as error:  # one job's trouble (a full disk, a torn file) must not hold up the others
+                    self._tell_trouble(job, error)
                     alive.append(job.id)
-                self._troubles.pop(job.id, None)
-            except Exception as error:  # one job's trouble (a full disk, a torn file) must not hold up the others
-                self._tell_trouble(job, error)
-                alive.append(job.id)
         self._beat(alive)
-        while self._start_next():
+        while not self._halt.is_set() and self._start_next():
             pass
 
     # --- what launchers tell -------------------------------------------------------------------------------
@@ -227,7 +241,7 @@ class Supervisor:
         if self._troubles.get(job.id) == repr(error):
             return
         self._troubles[job.id] = repr(error)
-        log.exception("job_look_failed", job_id=job.id)
+        log.exception("job_look_failed")
         with contextlib.suppress(Exception), self._database.write() as session:
             job_store.add_event(session, job.id, "warning", f"the service cannot look after it: {error}")
 
@@ -249,7 +263,8 @@ class Supervisor:
             job = self._claim(session)
         if job is None or job.state != "running":
             return job is not None
-        self._submit(job)
+        with bound_contextvars(job_id=job.id):
+            self._submit(job)
         return True
 
     def _claim(self, session: Session) -> JobRow | None:
@@ -269,7 +284,7 @@ class Supervisor:
         try:
             submission = self.launcher(job.engine).submit(work_of(job))
         except (InputError, OSError) as error:
-            is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            is_full = isinstance(error, OSError) and error.errno in NO_SPACE_ERRNOS
             cause: Cause = "bad_spec" if isinstance(error, InputError) else "no_space" if is_full else "bug"
             outcome = failure(cause, f"could not start: {error}")
             with self._database.write() as session:
@@ -284,7 +299,7 @@ class Supervisor:
                 return
             where = f"attempt {job.num_attempts}, {submission.where}"
             job_store.set_state(session, job.id, "running", where, handle=submission.handle)
-        log.info("job_started", job_id=job.id, name=job.name, where=submission.where, attempt=job.num_attempts)
+        log.info("job_started", name=job.name, where=submission.where, attempt=job.num_attempts)
 
     def _mine(self, session: Session, job: JobRow) -> JobRow | None:
         """The job as it is, while this service has the lease of this attempt; asked in the transaction that writes."""
@@ -293,7 +308,7 @@ class Supervisor:
             "running", self._owner, job.num_attempts,
         ):  # fmt: skip
             return fresh
-        log.warning("lease_lost", job_id=job.id, name=job.name)
+        log.warning("lease_lost", name=job.name)
         return None
 
     def _give_up(self, session: Session, job: JobRow, outcome: Outcome) -> None:
@@ -350,7 +365,7 @@ class Supervisor:
             if not job_store.move_offsets(
                 session, job, self._owner, metrics_offset=points.offset, events_offset=events.offset
             ):
-                log.warning("lease_lost", job_id=job.id, name=job.name)
+                log.warning("lease_lost", name=job.name)
                 return False
             if job.run_id is not None:
                 run_store.add_points(session, job.run_id, points.lines)
@@ -406,7 +421,7 @@ class Supervisor:
             elif state in ("cancelled", "failed") and job.run_id is not None:
                 run_store.stop_run(session, job.run_id, reason)
             job_store.set_state(session, job.id, state, reason, **values)
-        log.info("job_ended", job_id=job.id, name=job.name, state=state, reason=reason)
+        log.info("job_ended", name=job.name, state=state, reason=reason)
         if job.cohort is not None:
             self._unanswered.discard(job.cohort)
             if state in job_store.ENDED_STATES:

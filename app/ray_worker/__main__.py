@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from app.contract import ExitCode
-from app.ray_worker.work import Stop, Task, run_alone
+from app.engine.launch import Pause
+from app.ray_worker.work import Task, run_alone
 
 
 def parse(arguments: list[str]) -> Task:
@@ -28,7 +29,7 @@ def parse(arguments: list[str]) -> Task:
     return Task(**vars(parser.parse_args(arguments)))
 
 
-def main(arguments: list[str], stop: Stop) -> int:
+def main(arguments: list[str], pause: Pause) -> int:
     """Run the job; returns the exit code."""
     task = parse(arguments)
     if problem := task.unfit():
@@ -37,13 +38,13 @@ def main(arguments: list[str], stop: Stop) -> int:
     if task.is_killed:
         return ExitCode.PAUSED
     if task.num_processes == 1:
-        return run_alone(task, stop)
+        return run_alone(task, pause)
     from app.ray_worker.gang import run_gang
 
-    return run_gang(task, stop)
+    return run_gang(task, pause)
 
 
 if __name__ == "__main__":
-    on_signal = Stop()
+    on_signal = Pause()
     on_signal.listen()
     sys.exit(main(sys.argv[1:], on_signal))

@@ -38,9 +38,9 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from app.contract import ExitCode, Spec, read_spec
-from app.engine.launch import GRACE_SECONDS, LOCK_FILE, run_code
+from app.engine.launch import GRACE_SECONDS, LOCK_FILE, Pause, run_code
 from app.engine.metrics import EventsWriter
-from app.ray_worker.work import SIGNALLED, Stop, Task
+from app.ray_worker.work import SIGNALLED, Task
 
 MAX_RESTARTS = 3
 SECONDS_BETWEEN_ASKS = 0.5
@@ -132,10 +132,10 @@ class _NoProcessGroup(BackendConfig):
         return _SharesGpus
 
 
-def run_gang(task: Task, stop: Stop) -> int:
+def run_gang(task: Task, pause: Pause) -> int:
     """Place the ranks, wait for the run's end and return its exit code."""
     ray.init(address="auto", log_to_driver=True)
-    stop.listen()  # which Ray has just taken for itself
+    pause.listen()  # which Ray has just taken for itself
     spec = read_spec(task.run_dir)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     desk = ray.remote(num_cpus=0, scheduling_strategy=here)(Desk).remote()
@@ -157,10 +157,10 @@ def run_gang(task: Task, stop: Stop) -> int:
     is_told = False
     while thread.is_alive():
         thread.join(SECONDS_BETWEEN_ASKS)
-        if stop.requested and task.is_killed:
+        if pause.requested and task.is_killed:
             # The workers die with their driver, and the ranks with the workers.
             os._exit(SIGNALLED + signal.SIGKILL)
-        if stop.requested and not is_told:
+        if pause.requested and not is_told:
             is_told = True
             desk.stop.remote()
     ends, said = ray.get(desk.outcome.remote())

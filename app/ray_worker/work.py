@@ -13,26 +13,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from app.contract import LOG_FILE, PROBE_FILE, SPEC_FILE
+from app.engine.launch import Pause
 
 POLL_SECONDS = 0.2
 SIGNALLED = 128
-
-
-class Stop:
-    """Set by SIGTERM or SIGINT: Ray's way to say that somebody wants the job to stop."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def listen(self) -> None:
-        signal.signal(signal.SIGTERM, self._request)
-        signal.signal(signal.SIGINT, self._request)
-
-    def _request(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +78,7 @@ class Task:
             )
 
 
-def run_alone(task: Task, stop: Stop) -> int:
+def run_alone(task: Task, pause: Pause) -> int:
     """Run the job's only process to its end; returns its exit code, 128 + N for death by signal N."""
     process = task.start()
     is_asked = False
@@ -100,9 +86,9 @@ def run_alone(task: Task, stop: Stop) -> int:
         try:
             code = process.wait(POLL_SECONDS)
         except subprocess.TimeoutExpired:
-            if stop.requested and task.is_killed:
+            if pause.requested and task.is_killed:
                 process.kill()
-            elif stop.requested and not is_asked:
+            elif pause.requested and not is_asked:
                 is_asked = True
                 process.send_signal(signal.SIGTERM)
         else:

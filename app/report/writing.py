@@ -27,10 +27,10 @@ def write_report(runs_dir: Path, out: Path, *, seed: int = 0) -> list[Path]:
     report = grid_report(runs_dir, seed=seed)
     (out / FIGURES_DIR).mkdir(parents=True, exist_ok=True)
     drawn = figures(report)
-    written = [_write(out / FIGURES_DIR / f"{name}.png", png(draw)) for name, (_, draw) in drawn.items()]
+    written = [write_file(out / FIGURES_DIR / f"{name}.png", png(draw)) for name, (_, draw) in drawn.items()]
     captions = {name: (f"{FIGURES_DIR}/{name}.png", caption) for name, (caption, _) in drawn.items()}
-    written.append(_write(out / RUNS_FILE, _runs_by_section(report).encode()))
-    written.append(_write(out / REPORT_FILE, page(report, captions, _planned(runs_dir, report)).encode()))
+    written.append(write_file(out / RUNS_FILE, _runs_by_section(report).encode()))
+    written.append(write_file(out / REPORT_FILE, page(report, captions, _planned(runs_dir, report)).encode()))
     return written
 
 
@@ -57,7 +57,8 @@ def _runs_by_section(report: GridReport) -> str:
     return "\n".join(["section,run_id", *lines]) + "\n"
 
 
-def _write(path: Path, content: bytes) -> Path:
+def write_file(path: Path, content: bytes) -> Path:
+    """Write beside, fsync, rename."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with beside.open("wb") as file:

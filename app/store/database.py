@@ -8,6 +8,8 @@ transaction ever has to be run again. A read transaction sees one state of the d
 
 from __future__ import annotations
 
+import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
@@ -26,6 +30,9 @@ BUSY_TIMEOUT_MS = 5_000
 # A writer that froze in the middle (a suspended machine) is thrown out by PostgreSQL, or nobody could write any more.
 IDLE_WRITER_TIMEOUT_MS = 30_000
 CONNECT_TIMEOUT_SECONDS = 10
+# All are kept once they were needed: SQLAlchemy's own pool keeps 5, and opens and closes up to 10 more for every request
+# beyond them, which costs more than most queries.
+NUM_CONNECTIONS = 20
 # Names the write lock among other programs' advisory locks: "growthla" as a big-endian number.
 WRITE_LOCK = int.from_bytes(b"growthla", "big")
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
@@ -41,6 +48,9 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.engine = _create_engine(checked_url(url))
+        # PostgreSQL queues writers. SQLite lets them ask again and again, the unlucky one in vain until it gives up: here
+        # the threads of one process queue instead.
+        self._writing = threading.Lock() if self.engine.dialect.name == SQLITE else None
 
     @property
     def name(self) -> str:
@@ -59,13 +69,30 @@ class Database:
             yield session
 
     @contextmanager
+    def statement(self) -> Iterator[Connection]:
+        """For one statement that reads: by itself it sees one state, and a session costs as much again."""
+        with self.engine.connect().execution_options(growthlaw_statement=True) as connection:
+            yield connection
+
+    @contextmanager
     def write(self) -> Iterator[Session]:
         with (
+            self._turn(),
             self.engine.connect().execution_options(growthlaw_write=True) as connection,
             Session(connection, expire_on_commit=False) as session,
             session.begin(),
         ):
             yield session
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        # Who waited in vain tries all the same, and gets the database's own error.
+        held = self._writing is not None and self._writing.acquire(timeout=BUSY_TIMEOUT_MS / 1000)
+        try:
+            yield
+        finally:
+            if held and self._writing is not None:
+                self._writing.release()
 
     def migrate(self, revision: str = "head") -> None:
         """Bring the schema to `revision`; an older database keeps its rows. Services that start at once take turns."""
@@ -74,6 +101,17 @@ class Database:
         with self.engine.connect().execution_options(growthlaw_write=True) as connection, connection.begin():
             config.attributes["connection"] = connection
             command.upgrade(config, revision)
+
+    def revision(self) -> str | None:
+        """The revision that its schema is at; None before the first migration."""
+        with self.engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+
+    @staticmethod
+    @functools.cache
+    def newest_revision() -> str | None:
+        """The revision that this code needs."""
+        return ScriptDirectory(str(MIGRATIONS_DIR)).get_current_head()
 
     def close(self) -> None:
         self.engine.dispose()
@@ -109,13 +147,19 @@ def checked_url(url: str) -> URL:
 
 def _create_engine(url: URL) -> Engine:
     if url.get_backend_name() == SQLITE:
-        engine = create_engine(url)
+        engine = create_engine(url, pool_size=NUM_CONNECTIONS, max_overflow=0)
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
     try:
         # A connection is tried before it is used: after a restart of the database the old ones are dead.
-        engine = create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS})
+        engine = create_engine(
+            url,
+            pool_size=NUM_CONNECTIONS,
+            max_overflow=0,
+            pool_pre_ping=True,
+            connect_args={"connect_timeout": CONNECT_TIMEOUT_SECONDS},
+        )
     except ModuleNotFoundError as error:
         raise InputError(
             "database_url",
@@ -129,7 +173,8 @@ def _create_engine(url: URL) -> Engine:
 def _configure_sqlite(connection: Any, record: Any) -> None:
     # The driver must not open transactions itself: `_begin_sqlite` chooses their kind.
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON"):
+    # FULL: what was acknowledged is on the disk. With WAL's usual NORMAL a power cut takes the last seconds back.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
@@ -139,7 +184,8 @@ def _is_write(connection: Connection) -> bool:
 
 def _begin_sqlite(connection: Connection) -> None:
     # A transaction that reads and then writes must take the write lock first, or two of them fail each other.
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if _is_write(connection) else "BEGIN")
+    if not connection.get_execution_options().get("growthlaw_statement", False):
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if _is_write(connection) else "BEGIN")
 
 
 def _begin_postgresql(connection: Connection) -> None:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Connection, bindparam, exists, func, select, update
 from sqlalchemy.orm import Session
 
-from app.store.tables import GuidelineRow
+from app.store.tables import GuidelineRow, RunRow, utc_now
+
+# Asked at every recommendation: building a statement takes longer than running it.
+_ACTIVE_OF_SOURCE = (
+    select(GuidelineRow.cohort, GuidelineRow.id)
+    .where(
+        GuidelineRow.is_active,
+        exists().where(RunRow.cohort == GuidelineRow.cohort, RunRow.source == bindparam("source")),
+    )
+    .order_by(GuidelineRow.cohort)
+)
 
 
 def next_version(session: Session, cohort: str) -> int:
@@ -18,9 +28,24 @@ def next_version(session: Session, cohort: str) -> int:
 def add_guideline(session: Session, guideline: GuidelineRow) -> None:
     """Store a version; if it is active, the one before steps back."""
     if guideline.is_active:
-        session.execute(update(GuidelineRow).where(GuidelineRow.cohort == guideline.cohort).values(is_active=False))
+        deactivate(session, guideline.cohort)
+        guideline.activated_at = utc_now()
     session.add(guideline)
     session.flush()
+
+
+def deactivate(session: Session, cohort: str) -> None:
+    """No version of the cohort answers any more."""
+    session.execute(
+        update(GuidelineRow).where(GuidelineRow.cohort == cohort).values(is_active=False, is_pinned=False)
+    )  # fmt: skip
+
+
+def activate(session: Session, guideline: GuidelineRow, *, is_pinned: bool) -> None:
+    """Make a stored version the active one of its cohort."""
+    deactivate(session, guideline.cohort)
+    values = {"is_active": True, "is_pinned": is_pinned, "activated_at": utc_now()}
+    session.execute(update(GuidelineRow).where(GuidelineRow.id == guideline.id).values(**values))
 
 
 def get_guideline(session: Session, guideline_id: str) -> GuidelineRow | None:
@@ -31,6 +56,32 @@ def active_guideline(session: Session, cohort: str) -> GuidelineRow | None:
     return session.scalars(
         select(GuidelineRow).where(GuidelineRow.cohort == cohort, GuidelineRow.is_active)
     ).one_or_none()
+
+
+def active_ids(session: Session, cohorts: Sequence[str]) -> dict[str, str]:
+    """The active version of each of the cohorts that has one."""
+    query = select(GuidelineRow.cohort, GuidelineRow.id).where(GuidelineRow.cohort.in_(cohorts), GuidelineRow.is_active)
+    return {row.cohort: row.id for row in session.execute(query)}
+
+
+def newest_guideline(session: Session, cohort: str) -> GuidelineRow | None:
+    """The version that was fitted last, active or not."""
+    return session.scalars(
+        select(GuidelineRow).where(GuidelineRow.cohort == cohort).order_by(GuidelineRow.version.desc()).limit(1)
+    ).first()
+
+
+def versions(session: Session, cohort: str) -> dict[str, int]:
+    """Version numbers by id."""
+    found = session.execute(select(GuidelineRow.id, GuidelineRow.version).where(GuidelineRow.cohort == cohort))
+    return {row.id: row.version for row in found}
+
+
+def active_of_source(connection: Connection, source: str) -> list[tuple[str, str]]:
+    """(cohort, id of its active version) of the cohorts that hold runs of this source, in the order of their names."""
+    return [
+        (cohort, guideline_id) for cohort, guideline_id in connection.execute(_ACTIVE_OF_SOURCE, {"source": source})
+    ]
 
 
 def list_guidelines(

@@ -12,7 +12,7 @@ _lock = threading.Lock()
 _last = 0
 
 
-def new_id(kind: Literal["run", "job", "group", "gl"]) -> str:
+def new_id(kind: Literal["run", "job", "group", "gl", "rec", "req", "key", "refit"]) -> str:
     """A new id; it sorts after every id that this process made before it."""
     global _last
     with _lock:

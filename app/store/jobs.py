@@ -14,6 +14,7 @@ from app.store.tables import JobEventRow, JobRow, utc_now
 # How long a service may be silent before another takes its jobs over, unless its settings say otherwise.
 LEASE_SECONDS = 60.0
 ENDED_STATES = ("succeeded", "failed", "cancelled")
+STATES = ("queued", "running", "paused", *ENDED_STATES)
 
 
 def add_job(session: Session, job: JobRow) -> None:

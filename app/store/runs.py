@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -16,10 +17,29 @@ from fitting.table import COLUMNS
 
 # Values of one IN list: below what SQLite and PostgreSQL bind in a statement.
 _SEQS_A_QUERY = 10_000
+_ROWS_A_COPY = 50_000
+
+PointTuple = tuple[str, int, str, int, float, str, str, float, str, str]
 
 
 def get_cohort(session: Session, name: str) -> CohortRow | None:
     return session.get(CohortRow, name)
+
+
+def list_cohorts(session: Session, *, after: str | None, limit: int) -> Sequence[CohortRow]:
+    """Cohorts by name; `after` is the last name of the page before."""
+    query = select(CohortRow).order_by(CohortRow.name).limit(limit)
+    if after is not None:
+        query = query.where(CohortRow.name > after)
+    return session.scalars(query).all()
+
+
+def count_runs(session: Session, cohorts: Sequence[str]) -> dict[str, int]:
+    """Runs of each of the cohorts; one without any is left out."""
+    query = (
+        select(RunRow.cohort, func.count().label("num_runs")).where(RunRow.cohort.in_(cohorts)).group_by(RunRow.cohort)
+    )
+    return {row.cohort: row.num_runs for row in session.execute(query)}
 
 
 def add_cohort(session: Session, cohort: CohortRow) -> None:
@@ -29,13 +49,6 @@ def add_cohort(session: Session, cohort: CohortRow) -> None:
 
 def list_cohort_names(session: Session) -> Sequence[str]:
     return session.scalars(select(CohortRow.name).order_by(CohortRow.name)).all()
-
-
-def cohorts_of_source(session: Session, source: str) -> Sequence[str]:
-    """Names of the cohorts that hold runs of this source."""
-    return session.scalars(
-        select(RunRow.cohort).where(RunRow.source == source).distinct().order_by(RunRow.cohort)
-    ).all()
 
 
 def add_run(session: Session, run: RunRow) -> None:
@@ -72,6 +85,12 @@ def has_usable_runs(session: Session, cohort: str) -> bool:
     """Whether a run of the cohort has finished or may still finish."""
     usable = RunRow.status.in_(("finished", "running"))
     return session.scalars(select(RunRow.run_id).where(RunRow.cohort == cohort, usable).limit(1)).first() is not None
+
+
+def has_final_runs(session: Session, cohort: str) -> bool:
+    """Whether a guideline could be fitted to anything."""
+    final = (RunRow.cohort == cohort, RunRow.status == "finished", RunRow.is_final)
+    return session.scalars(select(RunRow.run_id).where(*final).limit(1)).first() is not None
 
 
 def get_run(session: Session, run_id: str) -> RunRow | None:
@@ -125,6 +144,30 @@ def add_points(session: Session, run_id: str, lines: Iterable[MetricLine]) -> No
     dialect = session.get_bind().dialect.name
     dialect_insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}.get(dialect, insert)
     session.execute(dialect_insert(PointRow).on_conflict_do_nothing(index_elements=["run_id", "seq"]), rows)
+
+
+def copy_points(session: Session, points: Iterable[PointTuple]) -> None:
+    """Store points of which the store has none, a million in seconds: by the database's own bulk way.
+
+    Args:
+        points: the columns of `PointRow` in their order. Their texts go in as they are, so they must be printable:
+            PostgreSQL takes neither NUL characters nor halves of surrogate pairs.
+    """
+    session.flush()
+    connection = session.connection()
+    names = [column.name for column in PointRow.__table__.columns]
+    if connection.dialect.name == "postgresql":
+        driver: Any = connection.connection.driver_connection
+        with driver.cursor() as cursor, cursor.copy(f"COPY points ({', '.join(names)}) FROM STDIN") as copy:
+            for point in points:
+                copy.write_row(point)
+        return
+    rows = iter(points)
+    # In parts, as SQLAlchemy holds all that it is given.
+    while part := list(islice(rows, _ROWS_A_COPY)):
+        connection.exec_driver_sql(
+            f"INSERT INTO points ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", part
+        )
 
 
 def points_of_seqs(session: Session, run_id: str, seqs: Sequence[int]) -> dict[int, PointRow]:

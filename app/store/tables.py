@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Integer, MetaData, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, MetaData, Text, TypeDecorator, UniqueConstraint, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # 64 bits in every database: SQLite's INTEGER has them, and it numbers rows itself only for exactly that type.
 WholeNumber = BigInteger().with_variant(Integer, "sqlite")
+# Who acts without a key: someone on the machine itself, over loopback or with the command.
+LOCAL = "local"
 
 
 class PlainText(TypeDecorator[str]):
@@ -64,6 +66,7 @@ class RunRow(Base):
         wasted_flops: trained, then rolled back by a restart or a fork; in no other number of the run.
         provenance: of a run from elsewhere, JSON: its files with their SHA-256, and how its log was read.
         content_hash: of an imported log, so that a second import is known; None for all other runs.
+        corrections: JSON, column -> what it was and when it was corrected; of `control_id` also why it points nowhere.
         request_key, request_hash: the Idempotency-Key that a pushed run came with, and the SHA-256 of that request's body.
     """
 
@@ -125,6 +128,27 @@ class RunRow(Base):
     content_hash: Mapped[str | None]
     request_key: Mapped[str | None]
     request_hash: Mapped[str | None]
+    corrections: Mapped[str] = mapped_column(default="", server_default="")
+
+
+class RemovedRunRow(Base):
+    """What is left of a run that was removed: why, and by what it is known when it comes again.
+
+    Attributes:
+        content_hash, request_key: as the run had them; an import or a push of the same is told that it was removed.
+    """
+
+    __tablename__ = "removed_runs"
+    __table_args__ = (Index(None, "content_hash"), Index(None, "request_key"))
+
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    cohort: Mapped[str]
+    name: Mapped[str]
+    source: Mapped[str]
+    reason: Mapped[str]
+    content_hash: Mapped[str | None]
+    request_key: Mapped[str | None]
+    removed_at: Mapped[str] = mapped_column(default=utc_now)
 
 
 class PointRow(Base):
@@ -151,8 +175,10 @@ class JobRow(Base):
         wish: what a user asked of a running one.
         cause: why a failed one failed, as :mod:`app.jobs.outcome` tells causes apart.
         request_key, request_hash: the Idempotency-Key it came with, and the SHA-256 of that request's body.
+        owner: the id of the key that launched it, or ``local`` where it was launched without one.
         engine: what runs it: ``local``, ``ray`` or ``exec``.
         handle: what its launcher calls the running attempt; None before it was submitted and after it ended.
+        recommendation_id: the kept answer that it follows.
         lease_owner, heartbeat_at: the service that looks after the running job, and when it last saw it alive; where
             that is too long ago another service takes it over.
     """
@@ -181,6 +207,7 @@ class JobRow(Base):
     spec: Mapped[str]
     request_key: Mapped[str | None]
     request_hash: Mapped[str | None]
+    recommendation_id: Mapped[str | None]
     num_attempts: Mapped[int] = mapped_column(default=0)
     num_deaths: Mapped[int] = mapped_column(default=0)
     handle: Mapped[str | None]
@@ -191,6 +218,7 @@ class JobRow(Base):
     created_at: Mapped[str] = mapped_column(default=utc_now)
     started_at: Mapped[str | None]
     finished_at: Mapped[str | None]
+    owner: Mapped[str] = mapped_column(default=LOCAL, server_default=LOCAL)
 
 
 class JobEventRow(Base):
@@ -209,7 +237,14 @@ class JobEventRow(Base):
 
 
 class GuidelineRow(Base):
-    """One version of a cohort's guideline; `body` is `fitting.guideline.Guideline` as JSON. One a cohort is active."""
+    """One version of a cohort's guideline; `body` is `fitting.guideline.Guideline` as JSON. One a cohort is active.
+
+    Attributes:
+        outcome: what was decided when it was stored (`fitting.prequential.promotion.Outcome`), `reason` why.
+        report: the scores behind that, JSON (`app.guidelines.report`).
+        rows_hash: of the rows of its own runs, so that a later correction of one is known; None before revision 0006.
+        is_pinned: activated by hand, and stays until released or until another one is activated by hand.
+    """
 
     __tablename__ = "guidelines"
     __table_args__ = (UniqueConstraint("cohort", "version"),)
@@ -223,3 +258,137 @@ class GuidelineRow(Base):
     reason: Mapped[str]
     body: Mapped[str]
     created_at: Mapped[str] = mapped_column(default=utc_now)
+    outcome: Mapped[str] = mapped_column(default="newest", server_default="newest")
+    report: Mapped[str] = mapped_column(default="{}", server_default="{}")
+    rows_hash: Mapped[str | None]
+    is_pinned: Mapped[bool] = mapped_column(default=False, server_default=false())
+    activated_at: Mapped[str | None]
+
+
+class PredictionRow(Base):
+    """What one predictor said of a run before it was seen: written once, and never again for the same version.
+
+    What was observed follows the run table (a control's second seed moves it); the prediction does not. It names its run
+    without a foreign key, as it outlives a run that is removed, marked void.
+
+    Attributes:
+        predictor: `guideline`, or a rule's name.
+        guideline_id: the version; empty for rules.
+        quantity: `delta_nats` of a grown run, `loss_nats` of one of a single size.
+        design: JSON of what the prediction was about.
+        family, control: labels of runs whose noise it shares.
+        decision, growth_factor, growth_timing_tokens: what a rule wants at the run's target and compute.
+        score: weighted interval score in nats; None where no number was said.
+        void_reason: why it counts no more.
+    """
+
+    __tablename__ = "predictions"
+    __table_args__ = (Index(None, "cohort", "created_at"),)
+
+    cohort: Mapped[str] = mapped_column(ForeignKey("cohorts.name"), primary_key=True)
+    run_id: Mapped[str] = mapped_column(primary_key=True)
+    predictor: Mapped[str] = mapped_column(primary_key=True)
+    guideline_id: Mapped[str] = mapped_column(primary_key=True)
+    quantity: Mapped[str]
+    design: Mapped[str]
+    family: Mapped[str]
+    control: Mapped[str]
+    predicted: Mapped[float | None]
+    low: Mapped[float | None]
+    high: Mapped[float | None]
+    decision: Mapped[str | None]
+    growth_factor: Mapped[float | None]
+    growth_timing_tokens: Mapped[float | None]
+    observed: Mapped[float]
+    score: Mapped[float | None]
+    void_reason: Mapped[str | None]
+    created_at: Mapped[str] = mapped_column(default=utc_now)
+    observed_at: Mapped[str] = mapped_column(default=utc_now)
+
+
+class RefitRow(Base):
+    """One refit that was asked for: several askings within a short time are one.
+
+    Attributes:
+        state: queued, running, succeeded, unchanged (nothing to fit anew), impossible (nothing that could be fitted), failed.
+        detail: why it ended so, for people.
+        owner: the service that looks after it.
+    """
+
+    __tablename__ = "refits"
+    __table_args__ = (Index(None, "cohort", "id"), Index(None, "owner", "state"))
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    cohort: Mapped[str] = mapped_column(ForeignKey("cohorts.name"))
+    state: Mapped[str]
+    reason: Mapped[str]
+    detail: Mapped[str] = mapped_column(default="")
+    guideline_id: Mapped[str | None]
+    num_attempts: Mapped[int] = mapped_column(default=0)
+    owner: Mapped[str]
+    asked_at: Mapped[str] = mapped_column(default=utc_now)
+    started_at: Mapped[str | None]
+    finished_at: Mapped[str | None]
+
+
+class RecommendationRow(Base):
+    """A kept answer: the question and the answer as JSON, and the guideline that was asked. Never changed."""
+
+    __tablename__ = "recommendations"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    cohort: Mapped[str | None]
+    guideline_id: Mapped[str]
+    guideline_version: Mapped[int]
+    decision: Mapped[str]
+    question: Mapped[str]
+    answer: Mapped[str]
+    created_at: Mapped[str] = mapped_column(default=utc_now)
+
+
+class RequestRow(Base):
+    """A request that came with an Idempotency-Key, and its answer as JSON where no row of its own keeps both."""
+
+    __tablename__ = "requests"
+
+    route: Mapped[str] = mapped_column(primary_key=True)
+    request_key: Mapped[str] = mapped_column(primary_key=True)
+    request_hash: Mapped[str]
+    answer: Mapped[str]
+    created_at: Mapped[str] = mapped_column(default=utc_now)
+
+
+class KeyRow(Base):
+    """An API key: a hash of its token, never the token. A revoked one stays, so that the audit log can name it."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    scope: Mapped[str]
+    token_hash: Mapped[str]
+    created_at: Mapped[str] = mapped_column(default=utc_now)
+    revoked_at: Mapped[str | None]
+
+
+class AuditRow(Base):
+    """One deed: who (the id of a key, or ``local``) did what to which job, run, cohort, guideline or key."""
+
+    __tablename__ = "audit"
+
+    id: Mapped[int] = mapped_column(WholeNumber, primary_key=True, autoincrement=True)
+    time: Mapped[str] = mapped_column(default=utc_now)
+    actor: Mapped[str]
+    action: Mapped[str]
+    subject: Mapped[str]
+    detail: Mapped[str] = mapped_column(default="")
+
+
+class MappingRow(Base):
+    """Saved options of imports: what a project's logs mean, as JSON of the options of `POST /runs/import`."""
+
+    __tablename__ = "mappings"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    body: Mapped[str]
+    updated_at: Mapped[str] = mapped_column(default=utc_now, onupdate=utc_now)

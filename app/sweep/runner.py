@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
+from app.answers import Job
 from app.client import Growthlaw, NoService
 from app.service_process import bundled_corpus_job, pause_jobs
 from app.sweep.bodies import job_body, request_key
@@ -148,7 +149,7 @@ class Sweep:
 
     def _start(self, family: Family, cell: Cell, trunk_run_id: str | None, attempt: int) -> None:
         body = job_body(self.grid, family, cell, trunk_run_id)
-        job = self.client.train(body, idempotency_key=request_key(body, attempt))
+        job: Job = self.client.train(body, idempotency_key=request_key(body, attempt))
         if job["state"] == "paused":
             job = self.client.resume(job["id"])
         seconds = core_seconds(self.grid, family, cell)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import signal
 import sys
 from pathlib import Path
 from types import FrameType
 
-from app.contract import ExitCode, read_upload_spec
+from app.contract import NO_SPACE_ERRNOS, ExitCode, read_upload_spec
 from app.process_events import ProcessEvents
 from app.uploads.sending import SourceChanged, send
 from app.uploads.targets import checked_target
@@ -48,7 +47,7 @@ def main(run_dir: Path) -> ExitCode:
     except (AssertionError, AttributeError, LookupError, TypeError):
         raise
     except Exception as error:  # each store's library has its own
-        is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        is_full = isinstance(error, OSError) and error.errno in NO_SPACE_ERRNOS
         code = ExitCode.NO_SPACE if is_full else ExitCode.UNAVAILABLE
         events.fail(f"{spec.url} did not take it: {_said(error)}", code)
         return code

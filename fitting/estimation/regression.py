@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import linprog
+import scipy  # its parts load when they are first used: a service starts sooner
 
 from fitting.estimation.losses import LossFunction, huber, robust_sd, scale_aware_knee
 from fitting.estimation.minimize import Minima, minimise
@@ -248,7 +248,7 @@ def _polish_absolute(regression: Regression, coordinates: Array) -> Array:
             for low, high, here in zip(lower, upper, coordinates, strict=True)
         ]
         # residual + J step = over - under, minimising sum(over + under)
-        solution = linprog(
+        solution = scipy.optimize.linprog(
             cost,
             A_eq=np.hstack([jacobian, -identity, identity]),
             b_eq=-residuals,

@@ -20,8 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts load when they are first used: a service starts sooner
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
 
 from fitting.laws.base import Array
 
@@ -73,7 +73,7 @@ def fit_residual_model(residuals: ArrayLike, covariate: ArrayLike, num_parameter
 
     slope = 0.0
     if np.ptp(z) > 0 and len(values) > 4:
-        best = minimize_scalar(deviance, bounds=(-_STEEPEST, _STEEPEST), method="bounded")
+        best = scipy.optimize.minimize_scalar(deviance, bounds=(-_STEEPEST, _STEEPEST), method="bounded")
         if 0.5 * len(values) * (deviance(0.0) - best.fun) > _WORTH_IT:
             slope = float(best.x)
     freedom = max(len(values) - num_parameters, 1)

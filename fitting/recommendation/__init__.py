@@ -14,29 +14,33 @@ from fitting.published import published_guideline
 from fitting.recommendation.answer import Recommendation
 from fitting.recommendation.by_rule import answer_by_rule
 from fitting.recommendation.elsewhere import with_alternatives_from
+from fitting.recommendation.existing_base import ExistingBase
 from fitting.recommendation.from_laws import answer_from_laws
 from fitting.recommendation.loss_surface import Surface, surface
 from fitting.recommendation.observed import answer_from_observation, pairs_at
+from fitting.recommendation.questions import LossRequest, Question, question_of
 from fitting.recommendation.request import Hardware, Request, refuse_unknown_wishes
 from fitting.recommendation.support import support
+from fitting.recommendation.to_loss import answer_for_loss
 
 __all__ = [
-    "Hardware", "Recommendation", "Request", "Surface", "recommend", "refuse_unknown_wishes", "surface",
-    "with_alternatives_from",
+    "ExistingBase", "Hardware", "LossRequest", "Question", "Recommendation", "Request", "Surface", "question_of",
+    "recommend", "refuse_unknown_wishes", "surface", "with_alternatives_from",
 ]  # fmt: skip
 
 
-def recommend(request: Request, guideline: Guideline) -> Recommendation:
-    """Answer ``request`` from ``guideline``, or say why it cannot and give the published prior.
+def recommend(question: Question, guideline: Guideline) -> Recommendation:
+    """Answer ``question`` from ``guideline``, or say why it cannot and give the published prior. A question for a loss has
+    no prior: where the guideline cannot answer it, it is refused.
 
     Raises:
-        InputError: the request names another cohort than the guideline's.
+        InputError: the question names another cohort than the guideline's, or asks for what the guideline cannot tell.
     """
-    if request.cohort is not None and guideline.cohort is not None and request.cohort != guideline.cohort:
-        raise InputError(
-            "cohort", f"is {request.cohort!r}, but guideline {guideline.id} was fitted on {guideline.cohort!r}",
-            "ask that cohort's own guideline, or a published one",
-        )  # fmt: skip
+    if isinstance(question, LossRequest):
+        _refuse_another_cohort(question.probe, guideline)
+        return answer_for_loss(question, guideline)
+    request = question
+    _refuse_another_cohort(request, guideline)
     if guideline.kind == "published":
         return answer_by_rule(request, guideline)
     if guideline.laws:
@@ -51,6 +55,14 @@ def recommend(request: Request, guideline: Guideline) -> Recommendation:
         if pairs:
             return answer_from_observation(request, guideline, pairs)
     return answer_by_rule(request, published_guideline("gstack"), _why_not(request, guideline))
+
+
+def _refuse_another_cohort(request: Request, guideline: Guideline) -> None:
+    if request.cohort is not None and guideline.cohort is not None and request.cohort != guideline.cohort:
+        raise InputError(
+            "cohort", f"is {request.cohort!r}, but guideline {guideline.id} was fitted on {guideline.cohort!r}",
+            "ask that cohort's own guideline, or a published one",
+        )  # fmt: skip
 
 
 def _refuse_what_needs_laws(request: Request, guideline: Guideline) -> None:

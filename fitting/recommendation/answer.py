@@ -140,6 +140,40 @@ class Stakes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reach:
+    """What one arm needs to reach a loss. Numbers are None where it is not expected to get there within what the guideline
+    knows; ``reason`` then says so.
+
+    ``compute_flops`` is where the expected loss crosses the goal. The interval at
+    :data:`fitting.conventions.INTERVAL_LEVEL` is that of a single run; its upper end is None where it lies beyond what the
+    guideline knows. ``tokens`` are those of the last phase, ``token_budget`` what ``compute_flops`` buys of the target.
+    """
+
+    reason: str
+    params: float
+    num_layers: int | None = None
+    compute_flops: float | None = None
+    compute_flops_interval: tuple[float, float | None] | None = None
+    gpu_hours: float | None = None
+    token_budget: float | None = None
+    tokens: float | None = None
+    growth_factor: float | None = None
+    growth_timing_tokens: float | None = None
+    grade: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossGoal:
+    """What budget reaches a loss: from scratch, grown under both accountings of the base, and by a smaller fixed size
+    (None where no smaller size needs less than scratch)."""
+
+    loss_nats: float
+    scratch: Reach
+    grown: Mapping[str, Reach]
+    smaller: Reach | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """One field of a recipe: its value, where it comes from, and a note."""
 
@@ -149,11 +183,29 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Newer:
+    """What a newer version of the guideline says to the same question.
+
+    ``answered_by`` is the guideline whose words these are: the newer version's id, or the published rule's where it gives none.
+    """
+
+    guideline_id: str
+    version: int
+    answered_by: str
+    decision: Decision
+    growth_factor: float | None
+    growth_timing_tokens: float | None
+    delta_nats: float | None
+    delta_interval: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recommendation:
     """What :func:`fitting.recommendation.recommend` returns; ``to_dict`` is the HTTP contract's body.
 
-    The fields after ``warnings`` need fitted laws, but for ``recipe``. ``growth_timing_range`` is near-optimal on the
-    mean, ``growth_timing_interval`` where the draws' own best timings lie.
+    The fields after ``warnings`` need fitted laws, but for ``recipe``; ``to_reach`` answers a question for a loss.
+    ``growth_timing_range`` is near-optimal on the mean, ``growth_timing_interval`` where the draws' own best timings lie.
+    ``newer`` is set by who holds a newer version than the one asked.
     """
 
     guideline: Mapping[str, Any]
@@ -179,6 +231,8 @@ class Recommendation:
     stakes: Stakes | None = None
     recipe: Mapping[str, Setting] = field(default_factory=dict)
     borrowed: tuple[str, ...] = ()
+    to_reach: LossGoal | None = None
+    newer: Newer | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; tuples become lists."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import brentq
+import scipy  # its parts load when they are first used: a service starts sooner
 
 from fitting.budget import Budget
 from fitting.conventions import TIE_NATS
@@ -105,7 +105,7 @@ def arms(
         smallest_run: the smallest size behind the laws, in parameters.
         tried: lowest and highest growth factor behind the laws.
     """
-    sizes, layers, costs = _sizes(budgets[0].target, smallest_run)
+    sizes, layers, costs = single_sizes(budgets[0].target, smallest_run)
     optima = best_timings(losses, [(budget, base) for budget in budgets for base in bases])
     tokens = np.array([budget.compute_flops / costs for budget in budgets])
     all_singles = losses.scratch(np.tile(sizes, len(budgets)), tokens.ravel())
@@ -124,7 +124,7 @@ def arms(
     return weighed
 
 
-def _sizes(target: Target, smallest_run: float | None) -> tuple[Array, list[int | None], Array]:
+def single_sizes(target: Target, smallest_run: float | None) -> tuple[Array, list[int | None], Array]:
     """Sizes up to the target (the last one), their layers and FLOPs per token."""
     lowest = 0.0 if smallest_run is None else smallest_run / _BELOW_SMALLEST_RUN
     layers: list[int | None]
@@ -162,4 +162,4 @@ def fewest_flops(weigh: Callable[[float], Arms], compute_flops: float, goal_nats
         return None
     if excess(low) <= 0:
         return float(np.exp(low)) * compute_flops
-    return float(np.exp(brentq(excess, low, high, xtol=1e-4))) * compute_flops
+    return float(np.exp(scipy.optimize.brentq(excess, low, high, xtol=1e-4))) * compute_flops

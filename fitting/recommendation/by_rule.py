@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fitting.errors import InputError
 from fitting.guideline import Guideline
-from fitting.layers import BaseOption, base_options
+from fitting.layers import BaseOption
 from fitting.recommendation.answer import (
     Accounting,
     Alternative,
@@ -31,7 +31,7 @@ def answer_by_rule(request: Request, guideline: Guideline, first_warnings: Seque
     """What the published rule of ``guideline`` says; ``first_warnings`` come before its own."""
     rule = RULES[guideline.law]
     target = request.target
-    bases = base_options(target, request.growth_factors)
+    bases = request.bases
 
     if request.objective != "lowest_loss":
         raise InputError(
@@ -42,7 +42,7 @@ def answer_by_rule(request: Request, guideline: Guideline, first_warnings: Seque
     def plan(options: tuple[BaseOption, ...], base_is_sunk: bool) -> Plan:
         return Plan(
             target=target, token_budget=request.token_budget, bases=options, base_is_sunk=base_is_sunk,
-            existing_base_tokens=request.existing_base_tokens,
+            existing_base_tokens=request.base_tokens,
             base_cost_factor=1.0 if request.hardware is None else request.hardware.base_cost_factor,
         )  # fmt: skip
 
@@ -91,8 +91,10 @@ def _accounting(decision: RuleDecision, plan: Plan) -> Accounting:
     if decision.decision != "grow" or decision.base is None or decision.growth_timing_tokens is None:
         return Accounting(decision=decision.decision, reason=decision.reason)
     reason = decision.reason
-    if plan.base_is_sunk:
+    if plan.base_is_sunk and plan.existing_base_tokens is None:
         reason += " The base's compute is not counted: this holds where a base trained for d tokens exists anyway."
+    elif plan.base_is_sunk:
+        reason += " Of the base's compute only what comes after the tokens that it has is counted."
     return Accounting(
         decision="grow", reason=reason, growth_factor=decision.growth_factor,
         growth_timing_tokens=decision.growth_timing_tokens,

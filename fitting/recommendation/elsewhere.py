@@ -2,7 +2,8 @@
 
 A difference delta at equal FLOPs travels between cohorts far better than a loss does, so another cohort's guideline is worth
 hearing where the question lies within its reach: below 30x on every axis (:mod:`fitting.recommendation.support`). Beyond
-that, and where it predicts nothing, it has no row. It never changes the answer itself.
+that, and where it predicts nothing, it has no row. It never changes the answer itself. A question for a loss has no rows:
+losses of other cohorts are other losses.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from dataclasses import replace
 from fitting.errors import InputError
 from fitting.guideline import Guideline
 from fitting.recommendation.answer import Alternative, Recommendation
+from fitting.recommendation.questions import Question
 from fitting.recommendation.request import Request
 
 
-def with_alternatives_from(answer: Recommendation, request: Request, others: Iterable[Guideline]) -> Recommendation:
+def with_alternatives_from(answer: Recommendation, request: Question, others: Iterable[Guideline]) -> Recommendation:
     """``answer`` with one row for each guideline of ``others`` that answers ``request`` from its own runs."""
+    if not isinstance(request, Request):
+        return answer
     found = [row for other in others if (row := _row(request, other)) is not None]
     return replace(answer, alternatives=(*answer.alternatives, *found)) if found else answer
 

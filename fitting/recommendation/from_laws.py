@@ -11,7 +11,7 @@ from scipy.special import ndtr
 from fitting.budget import Budget
 from fitting.conventions import INTERVAL_LEVEL, TIE_NATS
 from fitting.guideline import Guideline, Range
-from fitting.layers import BaseOption, base_options
+from fitting.layers import BaseOption
 from fitting.recommendation import summaries
 from fitting.recommendation.answer import (
     Accounting,
@@ -48,14 +48,14 @@ def answer_from_laws(request: Request, guideline: Guideline, losses: Losses) -> 
     if request.objective == "fewest_flops":
         return _for_fewest_flops(request, guideline, losses)
     target = request.target
-    bases = base_options(target, request.growth_factors)
+    bases = request.bases
     sunk = request.base_compute == "sunk"
     budgets = {name: budget_of(request, base_is_sunk=name == "sunk") for name in ("charged", "sunk")}
     others = [
         budget_of(request, base_is_sunk=sunk, token_budget=share * request.token_budget) for share in _FADE_BUDGETS
     ]
     # One evaluation of the laws for everything: both accountings, and the budgets that show how the gain fades.
-    everything = arms(losses, [*budgets.values(), *others], bases, _smallest_run(guideline), _tried(guideline))
+    everything = arms(losses, [*budgets.values(), *others], bases, smallest_run(guideline), tried_factors(guideline))
     found = dict(zip(budgets, everything, strict=False))
     budget, weighed = budgets[request.base_compute], found[request.base_compute]
     best, decision = weighed.best, weighed.decision
@@ -116,16 +116,17 @@ def budget_of(request: Request, *, base_is_sunk: bool, token_budget: float | Non
         target=request.target,
         compute_flops=tokens * request.target.flops_per_token,
         base_is_sunk=base_is_sunk,
-        existing_base_tokens=request.existing_base_tokens,
+        existing_base_tokens=request.base_tokens,
         base_cost_factor=1.0 if request.hardware is None else request.hardware.base_cost_factor,
     )
 
 
-def _smallest_run(guideline: Guideline) -> float | None:
+def smallest_run(guideline: Guideline) -> float | None:
+    """The smallest single size behind the guideline, in parameters."""
     return min((single.params for single in guideline.controls), default=None)
 
 
-def _tried(guideline: Guideline) -> Range:
+def tried_factors(guideline: Guideline) -> Range:
     """The factors behind the guideline; without grown runs of its own, those that the literature found good."""
     return guideline.known.growth_factor or FACTORS_FOUND_GOOD
 
@@ -290,7 +291,7 @@ def _stakes(
 def _for_fewest_flops(request: Request, guideline: Guideline, losses: Losses) -> Recommendation:
     """Shrink the budget until the best arm just reaches what scratch reaches with all of it, and answer there."""
     target = request.target
-    bases = base_options(target, request.growth_factors)
+    bases = request.bases
     scratch = losses.scratch(np.array([target.params]), np.array([request.token_budget]))
     goal = float(scratch.mean())
     sunk = request.base_compute == "sunk"
@@ -299,7 +300,7 @@ def _for_fewest_flops(request: Request, guideline: Guideline, losses: Losses) ->
     def weigh(compute_flops: float) -> Arms:
         tokens = compute_flops / target.flops_per_token
         budget = budget_of(request, base_is_sunk=sunk, token_budget=tokens)
-        return arms(few, [budget], bases, _smallest_run(guideline), _tried(guideline))[0]
+        return arms(few, [budget], bases, smallest_run(guideline), tried_factors(guideline))[0]
 
     compute = fewest_flops(weigh, request.compute_flops, goal)
     if compute is None:

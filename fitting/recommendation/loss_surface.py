@@ -15,7 +15,6 @@ import numpy as np
 
 from fitting.errors import InputError
 from fitting.guideline import Guideline
-from fitting.layers import base_options
 from fitting.recommendation.answer import Interval
 from fitting.recommendation.from_laws import budget_of
 from fitting.recommendation.optimum import losses_at
@@ -71,7 +70,7 @@ def surface(request: Request, guideline: Guideline, *, num_timings: int = 40) ->
     budget = budget_of(request, base_is_sunk=request.base_compute == "sunk")
     scratch = losses.scratch(np.array([target.params]), np.array([request.token_budget]))
     rows = []
-    for base in base_options(target, request.growth_factors):
+    for base in request.bases:
         span = budget.timings(base)
         if span is None:
             continue

@@ -18,12 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from fitting.cells import equal_compute
 from fitting.conventions import INTERVAL_LEVEL
 from fitting.guideline import Guideline, Noise, ObservedPair, ObservedSingle
-from fitting.layers import BaseOption, base_options
+from fitting.layers import BaseOption
 from fitting.orders import connection_rate, stacked_layers
 from fitting.recommendation.answer import (
     Accounting,
@@ -49,16 +49,15 @@ NEAR_OPTIMAL = 0.0025
 def pairs_at(request: Request, guideline: Guideline) -> tuple[ObservedPair, ...]:
     """The guideline's pairs of exactly this target, this compute (within 1%) and the factors asked for."""
     target = request.target
-    factors = None if request.growth_factors is None else {
-        round(base.growth_factor, 2) for base in base_options(target, request.growth_factors)
-    }  # fmt: skip
+    free = request.growth_factors is None and request.existing_base is None
+    factors = None if free else {round(base.growth_factor, 2) for base in request.bases}
     return tuple(
         pair for pair in guideline.pairs
         if abs(pair.target_params / target.params - 1) <= _SAME_SIZE
         and (target.num_layers is None or pair.num_target_layers in (None, target.num_layers))
         and (target.shape is None or pair.hidden_size in (None, target.shape.hidden_size))
         and equal_compute(pair.compute_flops, request.compute_flops)
-        and pair.growth_timing_tokens >= (request.existing_base_tokens or 0.0)
+        and pair.growth_timing_tokens >= (request.base_tokens or 0.0)
         and (factors is None or round(pair.growth_factor, 2) in factors)
     )  # fmt: skip
 
@@ -75,7 +74,7 @@ def best_single_at(request: Request, guideline: Guideline) -> ObservedSingle | N
 
 def delta_interval(pair: ObservedPair, noise: Noise) -> Interval:
     """Two-sided interval of the pair's delta at :data:`INTERVAL_LEVEL`, in nats."""
-    quantile = float(student.ppf((1 + INTERVAL_LEVEL) / 2, noise.degrees_of_freedom))
+    quantile = float(stdtrit(noise.degrees_of_freedom, (1 + INTERVAL_LEVEL) / 2))  # Student's t
     half = quantile * noise.sd_nats * math.sqrt(1 / pair.num_grown_seeds + 1 / pair.num_scratch_seeds)
     return pair.delta_nats - half, pair.delta_nats + half
 
@@ -207,7 +206,7 @@ def _alternatives(request: Request, guideline: Guideline, pairs: Sequence[Observ
     """A row for every factor observed (its best timing) and for every one on offer that was not."""
     assert guideline.noise is not None
     rows: dict[float, Alternative] = {}
-    for base in base_options(request.target, request.growth_factors):
+    for base in request.bases:
         rows[round(base.growth_factor, 2)] = _unobserved(request, guideline, base)
     for pair in sorted(pairs, key=lambda pair: -pair.grown_loss_nats):
         rows[round(pair.growth_factor, 2)] = Alternative(

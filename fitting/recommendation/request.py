@@ -26,7 +26,8 @@ from typing import Any, Literal
 
 from fitting.errors import InputError
 from fitting.flops import Shape, non_embedding_params
-from fitting.layers import Target
+from fitting.layers import BaseOption, Target, base_options
+from fitting.recommendation.existing_base import ExistingBase, base_of_existing
 
 BaseCompute = Literal["charged", "sunk"]
 Objective = Literal["lowest_loss", "fewest_flops"]
@@ -42,11 +43,12 @@ NOT_YET = {
     "width_factor": "growth in width",
 }
 
-_BUDGETS = ("token_budget", "compute_flops", "gpu_hours")
+# The ways to say how much there is, of which a question names one; the last asks how much it takes.
+BUDGETS = ("token_budget", "compute_flops", "gpu_hours", "loss_to_match_nats")
 _HARDWARE = ("peak_flops_per_second", "utilisation", "base_utilisation")
 # No model is smaller or larger, no run shorter or longer; beyond these a number is a slip of units.
 _PARAMS_LIMITS = (1e3, 1e15)
-_TOKENS_LIMITS = (1e3, 1e18)
+TOKENS_LIMITS = (1e3, 1e18)
 _LARGEST_GROWTH_FACTOR = 1000.0
 _SHAPE_AND_PARAMS_AGREE = 0.02
 _SECONDS_AN_HOUR = 3600.0
@@ -109,6 +111,7 @@ class Request:
         base_compute: whether the base's FLOPs count against C. The answer gives both, this picks the one on top.
         existing_base_tokens: tokens that a base which already exists was trained on; growth cannot come earlier, and
             with ``base_compute="sunk"`` only further base tokens are paid for.
+        existing_base: that base itself, whose size is then the only one considered; instead of ``existing_base_tokens``.
         objective: "lowest_loss" for the budget, or "fewest_flops" to the loss that scratch reaches with it.
         hardware: utilisations, where base and target differ or answers are wanted in GPU-hours.
         cohort: whose losses are meant; a guideline of another cohort is refused.
@@ -125,6 +128,7 @@ class Request:
     base_compute: BaseCompute = "charged"
     cohort: str | None = None
     existing_base_tokens: float | None = None
+    existing_base: ExistingBase | None = None
     objective: Objective = "lowest_loss"
     hardware: Hardware | None = None
 
@@ -134,9 +138,9 @@ class Request:
         if not _is_number(compute_flops) or compute_flops <= 0:
             raise InputError("compute_flops", f"is {compute_flops!r}, but it must be above 0", "give a number of FLOPs")
         # Any valid token budget does to learn the target's FLOPs per token.
-        probe = cls(token_budget=_TOKENS_LIMITS[1], **fields)
+        probe = cls(token_budget=TOKENS_LIMITS[1], **fields)
         tokens = compute_flops / probe.target.flops_per_token
-        low, high = _TOKENS_LIMITS
+        low, high = TOKENS_LIMITS
         if not low <= tokens <= high:
             raise InputError(
                 "compute_flops", f"is {compute_flops:g}, which trains this target on {tokens:.3g} tokens; between "
@@ -157,26 +161,14 @@ class Request:
 
         Beside those of :class:`Request`: the budget as one of ``token_budget``, ``compute_flops``, ``gpu_hours``, and the
         hardware as ``peak_flops_per_second``, ``utilisation`` and ``base_utilisation`` (``utilisation`` where left out).
-        A field that is None counts as left out.
+        A field that is None counts as left out; the compute of an ``existing_base`` is sunk unless ``base_compute`` says
+        otherwise.
         """
-        given = {name: value for name, value in fields.items() if value is not None}
-        refuse_unknown_wishes(given)
-        budgets = [name for name in _BUDGETS if name in given]
+        given = given_fields(fields)
+        budgets = [name for name in BUDGETS if name in given]
         if len(budgets) != 1:
             found = f"stands beside {budgets[1]}" if budgets else "is missing"
-            raise InputError(
-                budgets[0] if budgets else _BUDGETS[0], found, f"give exactly one of {', '.join(_BUDGETS)}"
-            )
-        if any(name in given for name in _HARDWARE):
-            for name in _HARDWARE[:2]:
-                if name not in given:
-                    raise InputError(name, "is missing", "hardware needs peak_flops_per_second and utilisation")
-            peak, utilisation = given.pop("peak_flops_per_second"), given.pop("utilisation")
-            given["hardware"] = Hardware(
-                peak_flops_per_second=peak,
-                utilisation=utilisation,
-                base_utilisation=given.pop("base_utilisation", utilisation),
-            )
+            raise InputError(budgets[0] if budgets else BUDGETS[0], found, f"give exactly one of {', '.join(BUDGETS)}")
         if "gpu_hours" in given:
             if "hardware" not in given:
                 raise InputError("peak_flops_per_second", "is missing", "GPU-hours need it, and utilisation")
@@ -186,7 +178,7 @@ class Request:
         return cls(**given)
 
     def __post_init__(self) -> None:
-        _check_count("token_budget", self.token_budget, _TOKENS_LIMITS, "tokens")
+        _check_count("token_budget", self.token_budget, TOKENS_LIMITS, "tokens")
         if self.target_params is None and self.target_shape is None:
             raise InputError("target_params", "is missing", "give target_params or the target's shape")
         if self.target_params is not None:
@@ -212,7 +204,28 @@ class Request:
                 "objective", f"is {self.objective!r}, but it must be 'lowest_loss' or 'fewest_flops'", "use one of them"
             )
         if self.existing_base_tokens is not None:
-            _check_count("existing_base_tokens", self.existing_base_tokens, _TOKENS_LIMITS, "tokens")
+            _check_count("existing_base_tokens", self.existing_base_tokens, TOKENS_LIMITS, "tokens")
+        if self.existing_base is not None:
+            self._check_existing_base(self.existing_base)
+
+    def _check_existing_base(self, existing: ExistingBase) -> None:
+        _check_count("existing_base.tokens", existing.tokens, TOKENS_LIMITS, "tokens")
+        if self.existing_base_tokens is not None:
+            raise InputError(
+                "existing_base_tokens", "stands beside existing_base, which has its own tokens", "leave it out"
+            )
+        if self.growth_factors is not None:
+            raise InputError(
+                "growth_factors", "stand beside existing_base, whose size is what growth starts from", "leave them out"
+            )
+        if existing.params is not None:
+            _check_count("existing_base.params", existing.params, _PARAMS_LIMITS, "parameters")
+        base = base_of_existing(self.target, existing)
+        if base.growth_factor > _LARGEST_GROWTH_FACTOR:
+            raise InputError(
+                "existing_base", f"is {base.growth_factor:.4g} times smaller than the target, and at most "
+                f"{_LARGEST_GROWTH_FACTOR:g} is possible", "give a larger base",
+            )  # fmt: skip
 
     def _check_shape(self, shape: Shape) -> None:
         from_shape = non_embedding_params(shape)
@@ -255,10 +268,41 @@ class Request:
         assert self.target_params is not None
         return Target(params=float(self.target_params), num_layers=self.num_target_layers)
 
+    @cached_property
+    def bases(self) -> tuple[BaseOption, ...]:
+        """The bases to consider, by rising growth factor: the one that exists, or those of the factors asked for."""
+        if self.existing_base is not None:
+            return (base_of_existing(self.target, self.existing_base),)
+        return base_options(self.target, self.growth_factors)
+
+    @property
+    def base_tokens(self) -> float | None:
+        """Tokens that an existing base has seen; None where there is none."""
+        return self.existing_base_tokens if self.existing_base is None else self.existing_base.tokens
+
     @property
     def compute_flops(self) -> float:
         """C, the FLOPs of training the target from scratch on the token budget."""
         return self.token_budget * self.target.flops_per_token
+
+
+def given_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that were given, checked and with the hardware as one: what :class:`Request` takes but for the budget."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    refuse_unknown_wishes(given)
+    if "existing_base" in given:
+        given.setdefault("base_compute", "sunk")
+    if any(name in given for name in _HARDWARE):
+        for name in _HARDWARE[:2]:
+            if name not in given:
+                raise InputError(name, "is missing", "hardware needs peak_flops_per_second and utilisation")
+        peak, utilisation = given.pop("peak_flops_per_second"), given.pop("utilisation")
+        given["hardware"] = Hardware(
+            peak_flops_per_second=peak,
+            utilisation=utilisation,
+            base_utilisation=given.pop("base_utilisation", utilisation),
+        )
+    return given
 
 
 def _is_number(value: object) -> bool:

@@ -29,9 +29,9 @@ from fitting.recommendation.losses import Array, Losses
 from fitting.recommendation.optimum import Optimum
 from fitting.recommendation.request import Hardware
 
-_TAILS = ((1 - INTERVAL_LEVEL) / 2, (1 + INTERVAL_LEVEL) / 2)
+TAILS = ((1 - INTERVAL_LEVEL) / 2, (1 + INTERVAL_LEVEL) / 2)
 # Stratified normal scores stand in for random noise: an interval is the same at every call.
-_NOISE_SCORES = ndtri((np.arange(12) + 0.5) / 12)
+NOISE_SCORES = ndtri((np.arange(12) + 0.5) / 12)
 # Looks after growth, as shares of the grown tokens.
 _LOOKS = (0.1, 0.3, 0.6)
 
@@ -47,9 +47,9 @@ def intervals(draws: Array, noise_sd: float, losses: Losses, *, by_law: bool) ->
         groups = [draws[losses.law_of_draw == law] for law in np.unique(losses.law_of_draw)]
     ends = []
     for group in groups:
-        noisy = (group[:, None, :] + noise_sd * _NOISE_SCORES[:, None]).reshape(-1, draws.shape[1])
+        noisy = (group[:, None, :] + noise_sd * NOISE_SCORES[:, None]).reshape(-1, draws.shape[1])
         noisy.sort(axis=0)
-        places = np.rint(np.array(_TAILS) * (len(noisy) - 1)).astype(int)
+        places = np.rint(np.array(TAILS) * (len(noisy) - 1)).astype(int)
         ends.append(noisy[places])  # (2, R)
     low = np.min([end[0] for end in ends], axis=0)
     high = np.max([end[1] for end in ends], axis=0)
@@ -71,7 +71,7 @@ def finite_median(values: Array) -> float | None:
 def finite_interval(values: Array) -> Interval | None:
     """Central interval (K,), None where an end is not finite."""
     ordered = np.sort(values)
-    low, high = (float(ordered[round(tail * (len(ordered) - 1))]) for tail in _TAILS)
+    low, high = (float(ordered[round(tail * (len(ordered) - 1))]) for tail in TAILS)
     return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
 

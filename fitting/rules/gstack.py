@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy.optimize import brentq
+import scipy  # its parts load when they are first used: a service starts sooner
 
 from fitting.flops import flops_by_6nd
 from fitting.rules.base import BaseOption, Plan, RuleDecision, checked, quantity
@@ -97,7 +97,7 @@ def smallest_feasible_budget(target_params: float, base_to_target_flops: float) 
     lowest = 0.0
     if surplus(lowest) > 0:
         return 1.0
-    return float(10 ** brentq(surplus, lowest, highest, xtol=1e-12))
+    return float(10 ** scipy.optimize.brentq(surplus, lowest, highest, xtol=1e-12))
 
 
 def _base_nearest_four(plan: Plan) -> BaseOption | None:

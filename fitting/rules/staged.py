@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scipy.optimize import brentq
+import scipy  # its parts load when they are first used: a service starts sooner
 
 from fitting.rules.base import Plan, RuleDecision, checked, quantity
 
@@ -68,5 +68,5 @@ def tokens_at_slope(loss: Callable[[float], float], slope: float) -> float | Non
     values = [excess(point) for point in grid]
     for i in range(len(grid) - 2, -1, -1):
         if values[i] < 0 <= values[i + 1]:
-            return math.exp(brentq(excess, grid[i], grid[i + 1], xtol=1e-10))
+            return math.exp(scipy.optimize.brentq(excess, grid[i], grid[i + 1], xtol=1e-10))
     return None

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy.stats import beta as beta_distribution
+import scipy  # its parts load when they are first used: a service starts sooner
 
 from fitting.conventions import INTERVAL_LEVEL, TIE_NATS
 from fitting.estimation.bootstrap import resample_weights
@@ -107,8 +107,8 @@ def binomial_interval(hits: int, cases: int) -> tuple[float, float] | None:
     if cases == 0:
         return None
     tail = 0.5 * (1 - INTERVAL_LEVEL)
-    low = 0.0 if hits == 0 else float(beta_distribution.ppf(tail, hits, cases - hits + 1))
-    high = 1.0 if hits == cases else float(beta_distribution.ppf(1 - tail, hits + 1, cases - hits))
+    low = 0.0 if hits == 0 else float(scipy.stats.beta.ppf(tail, hits, cases - hits + 1))
+    high = 1.0 if hits == cases else float(scipy.stats.beta.ppf(1 - tail, hits + 1, cases - hits))
     return low, high
 
 

@@ -108,7 +108,7 @@ def test_runs_of_one_service_go_on_in_another(
         assert imported("--dry-run")["num_runs_added"] == 2
         assert other.runs()["data"] == []
         assert imported() == {
-            "cohort": "tiny", "num_runs_added": 2, "num_runs_known": 0, "num_points_added": len(points)
+            "cohort": "tiny", "num_runs_added": 2, "num_runs_known": 0, "num_runs_removed": 0, "num_points_added": len(points)
         }  # fmt: skip
         again = other.import_bundled_runs()["cohorts"][0]
         assert (again["num_runs_added"], again["num_runs_known"], again["num_points_added"]) == (0, 2, 0)

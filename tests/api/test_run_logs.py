@@ -67,7 +67,9 @@ def test_a_log_is_stored_once_and_a_dry_run_stores_nothing(client: TestClient) -
     assert num_runs(client, "once") == 0
     first = send(client, given).json()
     (run,) = first["runs"]
-    assert first["cohorts"] == [{"cohort": "once", "num_runs_added": 1, "num_runs_known": 0, "num_points_added": 20}]
+    assert first["cohorts"] == [
+        {"cohort": "once", "num_runs_added": 1, "num_runs_known": 0, "num_runs_removed": 0, "num_points_added": 20}
+    ]
     assert (run["status"], run["final_loss"], run["grown_tokens"]) == ("finished", pytest.approx(3.1), 1e6)
     again = send(client, given | {"name": "another name"}).json()
     assert (again["runs"][0]["outcome"], again["runs"][0]["run_id"]) == ("known", run["run_id"])

@@ -247,7 +247,8 @@ def test_what_stops_a_service_from_starting_is_said(service: Any, tmp_path: Path
     assert "--port 0 takes a free one" in refused.stderr
     exposed = run_serve("--host", "0.0.0.0", "--port", "0", "--data-dir", str(tmp_path / "other"))
     assert exposed.returncode == 1
-    assert "loopback only" in exposed.stderr
+    assert "holds no key" in exposed.stderr
+    assert "growthlaw keys create" in exposed.stderr
     (tmp_path / "file").write_text("")
     blocked = run_serve("--port", "0", "--data-dir", str(tmp_path / "file"))
     assert blocked.returncode != 0

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -241,3 +242,22 @@ def test_a_killed_preparation_leaves_no_corpus_and_the_next_one_cleans_up(
     events = [json.loads(line) for line in (run_dir / EVENTS_FILE).read_text().splitlines()]
     assert [event["seq"] for event in events] == list(range(len(events)))
     assert events[-1]["event"] == "finished"
+
+
+@pytest.mark.parametrize("largest", [4_000, 200_000], ids=["tokenizer", "shards"])
+def test_a_preparation_that_may_write_no_more_says_so_and_leaves_nothing(
+    tmp_path: Path, documents_file: Path, largest: int
+) -> None:
+    """A file-size limit, which any machine can set, is refused as a full disk and a used-up quota are."""
+    run_dir, folder = tmp_path / "run", tmp_path / "corpora" / "c"
+    run_dir.mkdir()
+    write_json_atomically(run_dir / "spec.json", to_dict(spec_of(folder, documents_file)))
+    ended = subprocess.run(
+        [sys.executable, "-m", "app.corpus", str(run_dir)], env={"PYTHONPATH": str(Path(__file__).parents[2])},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)), check=False,
+    )  # fmt: skip
+    assert ended.returncode == ExitCode.NO_SPACE
+    events = [json.loads(line) for line in (run_dir / EVENTS_FILE).read_text().splitlines()]
+    assert (events[-1]["event"], events[-1]["exit_code"]) == ("failed", ExitCode.NO_SPACE)
+    assert "no space left for the corpus" in events[-1]["message"]
+    assert list((tmp_path / "corpora").iterdir()) == []

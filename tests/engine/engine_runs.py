@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from app.contract import MetricLine
-from app.engine.__main__ import Pause
+from app.engine.launch import Pause
 from app.records import from_dict
 
 # Metrics whose value is the machine's, not the spec's.

@@ -13,8 +13,9 @@ from engine_runs import PauseAfter, curve, events, exported, outcome, read_metri
 from safetensors.torch import load_file, save_file
 
 from app.contract import ExitCode, ModelSpec, read_result
-from app.engine.__main__ import Pause, main
+from app.engine.__main__ import main
 from app.engine.given_base import load_base
+from app.engine.launch import Pause
 from app.engine.models import build_model, initialize
 
 Write = Callable[..., Path]

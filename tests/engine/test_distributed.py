@@ -18,10 +18,10 @@ import torch
 from engine_runs import BY_THE_CLOCK, curve, exported, read_metrics
 
 from app.contract import ExitCode, Spec, SpecError
-from app.engine.__main__ import Pause, main
+from app.engine.__main__ import main
 from app.engine.checkpoints import open_checkpoint
 from app.engine.data import open_corpus, share_of_rank, train_windows
-from app.engine.launch import Nodes, run_code, start_ranks
+from app.engine.launch import Nodes, Pause, run_code, start_ranks
 from app.records import from_dict
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -143,7 +143,12 @@ def test_only_one_of_them_writes(two: Path) -> None:
     assert [line["seq"] for line in story] == list(range(1, len(story) + 1))
     saved = [line["message"] for line in story if line["event"] == "checkpoint"]
     assert saved == sorted(set(saved))
-    assert [line["event"] for line in story if line["event"] != "checkpoint"] == ["started", "growth", "finished"]
+    assert [line["event"] for line in story if line["event"] != "checkpoint"] == [
+        "started",
+        "growing",
+        "growth",
+        "finished",
+    ]
 
 
 # --- kills and pauses --------------------------------------------------------------------------------------

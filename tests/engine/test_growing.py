@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM
 from app.commands.checkpoint import checkpoint
 from app.contract import ExitCode, read_result, read_spec
 from app.engine import trainer
-from app.engine.__main__ import Pause, main
+from app.engine.__main__ import main
 from app.engine.checkpoint_files import open_checkpoint
 from app.engine.data import open_corpus, validation_windows
 from app.engine.evaluation import evaluate
 from app.engine.growth import grow_model
+from app.engine.launch import Pause
 from app.engine.operators.base import Growth
 from fitting.orders import source_layers
 

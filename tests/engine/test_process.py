@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.contract import ExitCode, read_result
 from app.engine import step, trainer
-from app.engine.__main__ import Pause, main
+from app.engine.__main__ import main
+from app.engine.launch import Pause
 from fitting.flops import Shape, flops_per_token, non_embedding_params
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -80,7 +81,7 @@ def test_the_result_and_the_story(undisturbed: Path) -> None:
     assert result.base_flops_per_token == flops_per_token(SHAPE.with_layers(2))
     assert result.target_flops_per_token == flops_per_token(SHAPE)
     story = events(undisturbed)
-    assert [event for event, _ in story if event != "checkpoint"] == ["started", "growth", "finished"]
+    assert [event for event, _ in story if event != "checkpoint"] == ["started", "growing", "growth", "finished"]
     (growth,) = [message for event, message in story if event == "growth"]
     assert "2 to 4 layers by order stack (sources 0,1,0,1; connection rate 66.7%)" in growth
     assert not (undisturbed / "checkpoints").exists()
@@ -291,7 +292,8 @@ def test_cuda_without_a_device_is_refused(tmp_path: Path, write_run: Write) -> N
 def test_a_bad_spec_costs_no_torch(tmp_path: Path, write_run: Write) -> None:
     run_dir = write_run(tmp_path / "run", corpus_dir="nowhere")
     code = (
-        f"import sys; from app.engine.__main__ import Pause, main; code = main([{str(run_dir)!r}], Pause()); "
+        "import sys; from app.engine.__main__ import main; from app.engine.launch import Pause; "
+        f"code = main([{str(run_dir)!r}], Pause()); "
         "sys.exit(1 if 'torch' in sys.modules else code)"
     )
     ended = subprocess.run([sys.executable, "-c", code], env={**os.environ}, cwd=Path(__file__).parents[2], check=False)

@@ -12,7 +12,8 @@ import torch
 from engine_runs import PauseAfter, curve, events, has_line, outcome, stop_at
 
 from app.contract import ExitCode
-from app.engine.__main__ import Pause, main
+from app.engine.__main__ import main
+from app.engine.launch import Pause
 
 Start = Callable[..., subprocess.Popen[str]]
 Run = Callable[..., subprocess.CompletedProcess[str]]

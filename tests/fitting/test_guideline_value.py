@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -18,9 +19,10 @@ from fitting.cells import (
     singles,
     with_compute,
 )
+from fitting.comparison import compare_versions
 from fitting.errors import InputError
 from fitting.flops import flops_per_token
-from fitting.guideline import Guideline, diff
+from fitting.guideline import Guideline
 from fitting.identifiability import cannot_identify
 from fitting.published import PUBLISHED_NAMES, published_guideline
 from fitting.refit import fit_guideline
@@ -178,11 +180,17 @@ def test_diff_says_what_moved(tables: SimpleNamespace) -> None:
     rows = tables.demo_rows(grown=3.45)
     rows.append(rows[0] | {"run_id": "scratch-2", "init_seed": 1, "final_loss": 3.584})
     after = fit_guideline(pd.DataFrame(rows))
-    moved = diff(before, after)
-    assert moved["runs_added"] == ["scratch-2"]
-    assert moved["runs_removed"] == []
-    ((change),) = moved["delta_nats"].values()
-    assert change["from"] == pytest.approx(-0.098)
-    assert change["to"] == pytest.approx(3.45 - 3.574)
-    assert diff(before, before) == {}
-    json.dumps(moved)
+    moved = compare_versions(before, after)
+    assert moved.runs_added == ("scratch-2",)
+    assert moved.runs_removed == ()
+    (delta,) = moved.deltas_nats.values()
+    assert delta.before == pytest.approx(-0.098)
+    assert delta.after == pytest.approx(3.45 - 3.574)
+    # Both only repeat what they saw, so they have no laws to differ in; asked where it was run, each answers its own delta.
+    assert (moved.weights, moved.parameters) == ({}, ())
+    there = moved.questions[0]
+    assert (there.before.delta_nats, there.after.delta_nats) == pytest.approx((-0.098, 3.45 - 3.574))
+    assert compare_versions(before, before).deltas_nats == {}
+    json.dumps(asdict(moved))
+    with pytest.raises(ValueError, match="may not be compared"):
+        compare_versions(before, replace(before, cohort="another"))

@@ -29,6 +29,7 @@ def data_of(sizes: list[float], computes: list[float], best: list[float], noise:
     )
     return GrowthData(
         cohort="c", basis="final", points=points, delta_nats=delta, compute_flops=C, clusters=labels, controls=labels,
+        grown_run_ids=labels,
         scratch=scratch, scratch_compute_flops=C[:3], run_ids=(), data_hash="", warnings=(),
     )  # fmt: skip
 

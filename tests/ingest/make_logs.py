@@ -6,6 +6,7 @@ metrics.csv           Lightning 2.6's CSVLogger with litgpt 0.5's rows (TOOL lit
 
 megatron.log and results.csv are not made here: Megatron-LM prints on GPUs alone. megatron.log follows the format strings of
 Megatron-LM core_v0.16's training_log and evaluate_and_print_results, results.csv the header of nanochat's scaling_laws.sh.
+8-layers.wandb.jsonl is what `growthlaw runs import wandb:...` keeps with --save-logs, of what transformers logs to W&B.
 """
 
 from __future__ import annotations

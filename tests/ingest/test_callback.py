@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from app.client import Growthlaw, NoService
+from app.client import Growthlaw, NoService, Refused
 
 torch = pytest.importorskip("torch")
 
@@ -95,3 +95,107 @@ def test_training_goes_on_while_no_service_answers(tmp_path: Path, monkeypatch: 
     )
     with pytest.raises(ValueError, match="tokens are not counted"):
         uncounted.train()
+
+
+def at_steps(**actions: Any) -> Any:
+    """A callback that does `step_N` when N steps are done."""
+    from transformers import TrainerCallback
+
+    class Act(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            actions.get(f"step_{state.global_step}", lambda: None)()
+
+    return Act()
+
+
+def logged(run: Any) -> list[tuple[int, str, float]]:
+    """What a Trainer logged, as (tokens, metric, value)."""
+    names = {
+        "loss": "train_loss",
+        "eval_loss": "validation_loss",
+        "learning_rate": "learning_rate",
+        "grad_norm": "grad_norm",
+    }
+    return [
+        (row["step"] * 128, names[name], value)
+        for row in run.state.log_history
+        if "train_loss" not in row
+        for name, value in row.items()
+        if name in names
+    ]
+
+
+def pushed(client: Growthlaw, run_id: str) -> list[tuple[int, str, float]]:
+    points = client.points(run_id)
+    assert [point["seq"] for point in points] == list(range(len(points)))
+    return [(point["tokens"], point["metric"], point["value"]) for point in points]
+
+
+def test_a_service_killed_and_started_again_has_every_point_once(service: Any, tmp_path: Path) -> None:
+    import socket
+
+    from app.transformers_callback import GrowthlawCallback
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    service.options = ("--port", str(port))
+    service.start()
+    callback = GrowthlawCallback(
+        cohort="live", name="restart", corpus="noise", tokenizer="ids", client=Growthlaw(f"http://127.0.0.1:{port}")
+    )
+    run = trainer(tmp_path, callback, max_steps=12, logging_steps=1)
+    run.add_callback(at_steps(step_4=service.kill, step_12=service.start))
+    run.train()
+    client = Growthlaw(f"http://127.0.0.1:{port}")
+    assert sorted(pushed(client, callback.run_id or "")) == sorted(logged(run))
+    stored = client.run(callback.run_id or "")
+    assert (stored["status"], stored["grown_tokens"], stored["wasted_flops"]) == ("finished", 12 * 128, 0.0)
+
+
+def test_an_answer_that_is_lost_doubles_nothing(live_client: Growthlaw, tmp_path: Path) -> None:
+    from app.transformers_callback import GrowthlawCallback
+
+    class Lossy(Growthlaw):
+        """Every second answer is lost on its way back: by a broken connection, or a proxy that says 503."""
+
+        calls = 0
+
+        def push_points(self, *args: Any, **others: Any) -> Any:
+            done = super().push_points(*args, **others)
+            self.calls += 1
+            if self.calls % 4 == 1:
+                raise NoService("the connection broke")
+            if self.calls % 4 == 3:
+                raise Refused(503, {"detail": "the database did not answer"})
+            return done
+
+    callback = GrowthlawCallback(
+        cohort="live", name="lossy", corpus="noise", tokenizer="ids", client=Lossy(live_client.url)
+    )
+    run = trainer(tmp_path, callback, logging_steps=1)
+    run.train()
+    assert sorted(pushed(live_client, callback.run_id or "")) == sorted(logged(run))
+    assert live_client.run(callback.run_id or "")["status"] == "finished"
+
+
+def test_a_service_that_comes_after_the_start_has_every_point(live_client: Growthlaw, tmp_path: Path) -> None:
+    from app.transformers_callback import GrowthlawCallback
+
+    class Late(Growthlaw):
+        calls = 0
+
+        def open_run(self, *args: Any, **others: Any) -> Any:
+            self.calls += 1
+            if self.calls == 1:
+                raise NoService("not there yet")
+            return super().open_run(*args, **others)
+
+    callback = GrowthlawCallback(
+        cohort="live", name="late", corpus="noise", tokenizer="ids", client=Late(live_client.url)
+    )
+    run = trainer(tmp_path, callback)
+    run.train()
+    assert sorted(pushed(live_client, callback.run_id or "")) == sorted(logged(run))
+    refused = GrowthlawCallback(cohort="no/name", name="x", client=live_client)
+    with pytest.raises(Refused, match="cohort"):
+        trainer(tmp_path, refused).train()

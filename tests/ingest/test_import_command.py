@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from app.client import Growthlaw
+from app.client import Growthlaw, Refused
 from app.commands import import_sources
 from app.commands.runs import runs as runs_command
 from fitting.errors import InputError
@@ -109,12 +109,12 @@ def test_wrong_arguments_are_said_before_anything_is_sent(logs: Path, arguments:
 
 
 def test_maps_ramps_and_names_are_read_as_written(tmp_path: Path) -> None:
-    given = dict.fromkeys(("mapping", "plan", "config", "base_config"), None) | {
+    given = dict.fromkeys(("plan", "config", "base_config"), None) | {
         "maps": ("validation_loss:web=eval/web:loss", "validation_loss=bpb:bits_per_byte"), "batch_ramp": "1:1e6,100:2097152",
         "bytes_per_token": ("4.25", "web=4.5"), "stated": ("init_seed=7", "schedule=wsd"), "recipe": (), "not_final": True,
-        "replace": False,
+        "replace": False, "restore": False,
     }  # fmt: skip
-    assert import_sources.options_of(given, ()) == {
+    assert import_sources.options_of(given, (), {}) == {
         "columns": [
             {"metric": "validation_loss", "dataset": "web", "column": "eval/web:loss"},
             {"metric": "validation_loss", "dataset": "", "column": "bpb", "unit": "bits per byte"},
@@ -124,8 +124,6 @@ def test_maps_ramps_and_names_are_read_as_written(tmp_path: Path) -> None:
         "stated": {"init_seed": 7, "schedule": "wsd"},
         "is_final": False,
     }
-    (tmp_path / "m.toml").write_text('cohort = "mine"\ntokens = "step * 1024"\n')
-    assert import_sources.read_mapping(tmp_path / "m.toml") == {"cohort": "mine", "tokens": "step * 1024"}
     (tmp_path / "run-7").mkdir()
     (tmp_path / "run-7" / "metrics.csv").write_text("step\n")
     assert import_sources.name_of(tmp_path / "run-7" / "metrics.csv") == "run-7"
@@ -134,3 +132,57 @@ def test_maps_ramps_and_names_are_read_as_written(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no TensorBoard events"):
         import_sources.files_of(tmp_path / "empty")
+
+
+def test_a_mapping_is_saved_for_the_team_or_read_from_a_file(
+    live_client: Growthlaw, logs: Path, tmp_path: Path
+) -> None:
+    said = ("--cohort", "team", "--config", logs / "config.json", "--corpus", "web", "--tokenizer", "bpe")
+    dry = run_import(live_client, logs / "metrics.csv", *said, "--save-mapping", "our-project", "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    assert live_client.mappings() == []
+    done = run_import(live_client, logs / "metrics.csv", *said, "--save-mapping", "our-project", "--name", "first")
+    assert done.exit_code == 0, done.output
+    saved = live_client.mapping("our-project")["options"]
+    assert (saved["cohort"], saved["corpus"], "name" in saved) == ("team", "web", False)
+    # A colleague says its name and what differs.
+    again = run_import(live_client, logs / "metrics.csv", "--mapping", "our-project", "--cohort", "team2", "--json")
+    assert answer(again)["cohorts"][0]["cohort"] == "team2"
+    (tmp_path / "m.toml").write_text(
+        'cohort = "team3"\ntarget_params = 4e5\ncorpus = "web"\ntokenizer = "bpe"\ntokens = "step * 1024"\n'
+    )
+    from_file = answer(run_import(live_client, logs / "metrics.csv", "--mapping", tmp_path / "m.toml", "--json"))
+    assert from_file["runs"][0]["grown_tokens"] == 7 * 1024
+    for name, words in (("nobody's", "is not in the service"), (tmp_path / "none.toml", "cannot be read")):
+        failed = run_import(live_client, logs / "metrics.csv", "--mapping", name)
+        assert words in str(failed.exception)
+    (tmp_path / "m.toml").write_text('cohort = "team3"\ntokns = "step"\n')
+    failed = run_import(live_client, logs / "metrics.csv", "--mapping", tmp_path / "m.toml")
+    assert "tokns: this field is not known" in str(failed.exception)
+
+
+def test_saved_mappings_are_listed_and_removed(live_client: Growthlaw) -> None:
+    live_client.save_mapping("listed", {"tokens": "step * 8", "wandb": {"filters": {"state": "finished"}}})
+    shown = CliRunner().invoke(runs_command, ["mappings", "listed", "--url", live_client.url])
+    assert answer(shown) == {"tokens": "step * 8", "wandb": {"filters": {"state": "finished"}}}
+    assert "listed" in CliRunner().invoke(runs_command, ["mappings", "--url", live_client.url]).output
+    gone = CliRunner().invoke(runs_command, ["mappings", "listed", "--delete", "--url", live_client.url])
+    assert gone.exit_code == 0
+    assert "listed" not in [mapping["name"] for mapping in live_client.mappings()]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "one"}, "name"),
+        ({"replace": True}, "replace"),
+        ({"token": "step"}, "this field is not known"),
+        ({"wandb": {"join": "config"}}, "join"),
+        ({"batch_ramp": [[1]]}, "batch_ramp"),
+    ],
+)
+def test_a_mapping_that_no_import_would_take_is_refused(live_client: Growthlaw, options: Any, words: str) -> None:
+    with pytest.raises(Refused, match=words):
+        live_client.save_mapping("bad", options)
+    with pytest.raises(Refused, match="there is no mapping"):
+        live_client.mapping("bad")

@@ -20,7 +20,7 @@ LOGS = Path(__file__).parent / "logs"
 REAL = {
     "transformers": "trainer_state.json", "megatron": "megatron.log", "tensorboard": "events.out.tfevents.1",
     "lightning": "metrics.csv", "nanochat": "results.csv", "csv": "metrics.csv", "jsonl": "trainer_state.json",
-    "parquet": "metrics.csv",
+    "parquet": "metrics.csv", "wandb": "8-layers.wandb.jsonl",
 }  # fmt: skip
 QUIET = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 numbers = st.one_of(

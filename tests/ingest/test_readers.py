@@ -79,6 +79,39 @@ def test_torchtitan_event_files_join_where_the_second_goes_on() -> None:
     assert found.points[0].time.startswith("20")
 
 
+def test_megatron_event_files_take_their_losses_over_steps_alone(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="pip install 'growthlaw[tensorboard]'")
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(tmp_path))
+    # Megatron-LM core_v0.16: training_log, and evaluate_and_print_results with one validation set.
+    for step in range(100, 501, 100):
+        tags = {
+            "lm loss": 5 - step / 500,
+            "lm loss vs samples": 99.0,
+            "learning-rate": 1e-3,
+            "learning-rate vs samples": 99.0,
+        }
+        if step % 200 == 0:
+            tags |= {"lm loss validation": 5.1 - step / 500, "lm loss validation vs samples": 99.0}
+        for tag, value in tags.items():
+            at = step * 256 if tag.endswith("vs samples") else step
+            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value)])
+            writer.add_event(Event(step=at, wall_time=1.75e9 + step, summary=summary))
+    writer.close()
+    (path,) = tmp_path.iterdir()
+    (log,) = read_logs([LogFile(name=path.name, content=path.read_bytes())])
+    found = stage(log, batch_ramp=((1, 256 * 2048), (201, 512 * 2048)))
+    # 200 steps of 256 sequences, then 512.
+    assert [tokens // 2048 for tokens, _ in values(found, "train_loss")] == [25_600, 51_200, 102_400, 153_600, 204_800]
+    assert values(found, "validation_loss", "validation") == [(51_200 * 2048, 4.7), (153_600 * 2048, 4.3)]
+    assert {value for _, value in values(found, "learning_rate")} == {0.001}
+    with pytest.raises(InputError, match="tokens are not in this tensorboard log, and they are never guessed"):
+        stage(log)
+
+
 def test_an_event_file_cut_off_by_a_crash_is_read_as_far_as_it_is_whole() -> None:
     pytest.importorskip("tensorboard", reason="pip install 'growthlaw[tensorboard]'")
     (whole,) = logged("events.out.tfevents.1")
@@ -238,3 +271,19 @@ def test_a_run_that_ends_without_a_number_has_diverged() -> None:
     assert all(math.isfinite(point.value) for point in found.points)
     (healed,) = read_logs([LogFile(name="t.csv", content=b"step,loss\n1,5\n2,nan\n3,4\n")])
     assert stage(healed, "step * 10", columns=[c_map("loss")]).diverged_at is None
+
+
+def test_a_step_column_of_any_name_is_named_and_rows_without_it_are_told() -> None:
+    content = b"update,loss,tok\n10,3.5,100\n,3.4,\n20,3.25,200\n"
+    (log,) = read_logs([LogFile(name="t.csv", content=content)], step="update")
+    assert ([row.step for row in log.rows], log.num_stepless) == ([10, 20], 1)
+    with pytest.raises(InputError, match=r"step is the column 'steps', which no row of t\.csv has"):
+        read_logs([LogFile(name="t.csv", content=content)], step="steps")
+    with pytest.raises(InputError, match="a megatron log says its steps itself"):
+        read_logs(logged("megatron.log"), step="iteration")
+
+
+def test_two_columns_of_one_name_in_an_expression_are_told() -> None:
+    (log,) = read_logs([LogFile(name="t.csv", content=b"step,tokens seen,tokens/seen,loss\n1,10,20,3\n")])
+    with pytest.raises(InputError, match="names 'tokens_seen', which is both 'tokens seen' and 'tokens/seen'"):
+        stage(log, "tokens_seen * 2", columns=[c_map("loss")])

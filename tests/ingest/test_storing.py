@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,12 @@ def run_of(
     )  # fmt: skip
 
 
-def rows(database: Database) -> tuple[int, int, int]:
+def rows(database: Database, *tables: str) -> list[int]:
     with database.read() as session:
-        counts = [session.scalar(text(f"SELECT count(*) FROM {table}")) for table in ("cohorts", "runs", "points")]
-    return counts[0], counts[1], counts[2]  # type: ignore[return-value]
+        return [
+            session.scalar(text(f"SELECT count(*) FROM {table}")) or 0
+            for table in ("cohorts", "runs", "points", *tables)
+        ]
 
 
 # One of several runs may be wrong: another recipe, a count in billions, a loss worse than any, a name that stands.
@@ -62,21 +65,22 @@ changes = st.sampled_from([{}, {"tokenizer": "other"}, {"params": 7.0}, {"loss":
 @given(wanted=st.lists(st.tuples(st.floats(2, 4), changes), min_size=1, max_size=4), dry_run=st.booleans())
 def test_an_import_is_whole_or_nothing(database: Database, wanted: list[tuple[float, Any]], dry_run: bool) -> None:
     import_runs(database, [run_of("stands")])
-    before = rows(database)
+    before = rows(database, "audit")
     runs = [
         run_of(**{"name": f"{loss!r}-{place}", "loss": loss} | change) for place, (loss, change) in enumerate(wanted)
     ]
     try:
         done = import_runs(database, runs, dry_run=dry_run)
     except (InputError, CohortMismatch):
-        assert rows(database) == before
+        assert rows(database, "audit") == before
         return
     added = sum(stored.outcome == "added" for stored in done)
-    after = rows(database)
+    after = rows(database, "audit")
     if dry_run:
         assert after == before
     else:
-        assert (after[1] - before[1], after[2] - before[2]) == (added, added)
+        # A run, its one point and who imported it.
+        assert [now - then for now, then in zip(after[1:], before[1:], strict=True)] == [added] * 3
         assert {stored.outcome for stored in import_runs(database, runs)} == {"known"}
 
 
@@ -103,5 +107,39 @@ def test_older_rows_and_their_points_go_forward_and_back(tmp_path: Path) -> None
     with database.engine.begin() as connection:
         config.attributes["connection"] = connection
         command.downgrade(config, "0002")
-    assert rows(database) == (1, 1, 1)
+    assert rows(database) == [1, 1, 1]
+    database.close()
+
+
+def test_a_hundred_thousand_points_are_stored_as_they_are_on_each_database(database_url: str) -> None:
+    database = Database(database_url)
+    database.migrate()
+    points = tuple(
+        ImportedPoint(
+            "single", seq, seq * 100 + 100, seq * 6e8, "validation_loss", 'web "x", \\N\tü', value, "nats", "t"
+        )
+        for seq, value in enumerate([1 / 3, -1.0, 1e-300, 1.7976931348623157e308] + [2.0] * 99_996)
+    )
+    run = replace(run_of("many"), points=points)
+    assert import_runs(database, [run])[0].num_points == 100_000
+    with database.read() as session:
+        (row,) = run_store.list_runs(session, limit=10)
+        stored = run_store.list_points(session, row.run_id, limit=4)
+        assert [(p.seq, p.tokens, p.compute_flops, p.dataset, p.value) for p in stored] == [
+            (seq, p.tokens, p.compute_flops, p.dataset, p.value) for seq, p in enumerate(points[:4])
+        ]
+        assert run_store.last_seq(session, row.run_id) == 99_999
+    assert import_runs(database, [run])[0].outcome == "known"
+    # A stream that breaks in the middle leaves nothing of it.
+    broken = ((row.run_id, seq, "single", 1, 1.0, "m", "", 1 / (60_000 - seq), "", "") for seq in range(70_000))
+
+    def copy_anew() -> None:
+        with database.write() as session:
+            run_store.delete_points(session, row.run_id)
+            run_store.copy_points(session, broken)
+
+    with pytest.raises(ZeroDivisionError):
+        copy_anew()
+    with database.read() as session:
+        assert run_store.last_seq(session, row.run_id) == 99_999
     database.close()

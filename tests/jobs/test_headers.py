@@ -11,7 +11,7 @@ import pytest
 
 from app.contract import EvaluationSpec, GrowthSpec, MetricLine, ModelSpec, Result, Spec, TrainingSpec, TrunkSpec
 from app.corpus.shards import Manifest, read_manifest
-from app.guidelines.refit import refit_cohort
+from app.guidelines.refine import refine
 from app.jobs.design import in_whole_batches, total_flops
 from app.jobs.headers import recipe_of, result_columns, run_row
 from app.jobs.queue import enqueue_arms
@@ -111,9 +111,9 @@ def test_a_cohort_is_fitted_on_final_losses_alone(tmp_path: Path, database: Data
     for spec in (trunk, whole):
         store(database, tmp_path, spec, manifest)
     finish(database, trunk, 3.9)
-    assert refit_cohort(database, "c") is None
+    assert refine(database, "c").guideline_id is None
     finish(database, whole, 4.0)
-    assert refit_cohort(database, "c") is not None
+    assert refine(database, "c").guideline_id is not None
     with database.read() as session:
         active = guideline_store.active_guideline(session, "c")
     assert active is not None

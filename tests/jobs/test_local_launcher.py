@@ -36,7 +36,8 @@ GPUS = [
 
 class TestLocalLauncher(LauncherConformance):
     @pytest.fixture(scope="class")
-    def new_launcher(self, runs_dir: Path) -> NewLauncher:
+    @classmethod
+    def new_launcher(cls, runs_dir: Path) -> NewLauncher:
         def make() -> Launcher:
             return LocalLauncher(runs_dir, num_slots=2, gpus=[])
 

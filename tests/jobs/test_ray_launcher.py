@@ -32,6 +32,8 @@ if importlib.util.find_spec("ray") is None:
 
 from ray_cluster import HEAD_IP, NUM_GPUS, WORKER_IP, RayCluster
 
+# Ray starts six processes before the first rank: a case of five starts takes a busy machine longer than the usual limit.
+pytestmark = pytest.mark.timeout(1_800)
 Until = Callable[..., Any]
 
 
@@ -47,13 +49,15 @@ def cluster(until: Until) -> Iterator[RayCluster]:
 
 class TestRayLauncher(LauncherConformance):
     @pytest.fixture(scope="class")
-    def token_file(self, data_dir: Path, cluster: RayCluster) -> Path:
+    @classmethod
+    def token_file(cls, data_dir: Path, cluster: RayCluster) -> Path:
         path = data_dir / "ray-token"
         path.write_text(f"{cluster.token}\n")
         return path
 
     @pytest.fixture(scope="class")
-    def new_launcher(self, runs_dir: Path, token_file: Path, cluster: RayCluster) -> NewLauncher:
+    @classmethod
+    def new_launcher(cls, runs_dir: Path, token_file: Path, cluster: RayCluster) -> NewLauncher:
         def make() -> Launcher:
             api = RayApi(cluster.address, RayToken(path=token_file))
             return RayLauncher(runs_dir, api, python=sys.executable)

@@ -56,7 +56,8 @@ def settings_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestExecLauncherOnSlurm(LauncherConformance):
     @pytest.fixture(scope="class")
-    def new_launcher(self, runs_dir: Path, cluster: SlurmCluster, settings_file: Path) -> NewLauncher:
+    @classmethod
+    def new_launcher(cls, runs_dir: Path, cluster: SlurmCluster, settings_file: Path) -> NewLauncher:
         return lambda: ExecLauncher(runs_dir, read_exec_settings(settings_file))
 
     # By default what Slurm has a part in; the rest of the suite takes the engine as long as it takes it anywhere.

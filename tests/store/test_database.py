@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from alembic import command
@@ -18,7 +19,7 @@ from app.jobs.launchers.local import Process
 from app.store import guidelines as guideline_store
 from app.store import jobs as job_store
 from app.store import runs as run_store
-from app.store.database import MIGRATIONS_DIR, Database
+from app.store.database import MIGRATIONS_DIR, Database, sqlite_url
 from app.store.ids import new_id
 from app.store.tables import Base, CohortRow, GuidelineRow, JobRow, RunRow
 from fitting.errors import InputError
@@ -98,7 +99,7 @@ def test_the_run_table_has_the_canonical_columns_in_order(database: Database) ->
     stored = [column.name for column in RunRow.__table__.columns]
     assert [name for name in stored if name in COLUMNS] == list(COLUMNS)
     assert set(stored) - set(COLUMNS) == {
-        "reason", "wasted_flops", "provenance", "content_hash", "request_key", "request_hash",
+        "reason", "wasted_flops", "provenance", "content_hash", "request_key", "request_hash", "corrections",
     }  # fmt: skip
     add_cohort_and_run(database)
     with database.read() as session:
@@ -321,6 +322,16 @@ def test_a_locked_database_is_told_and_a_read_goes_on(database: Database, monkey
         impatient.close()
 
 
+def test_sqlite_acknowledges_what_the_disk_has(tmp_path: Path) -> None:
+    database = Database(sqlite_url(tmp_path))
+    for transaction in (database.read, database.write):
+        with transaction() as session:
+            # 2 is FULL: the log is synced at every commit, so a power cut takes nothing back.
+            assert session.execute(text("PRAGMA synchronous")).scalar() == 2
+            assert session.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+    database.close()
+
+
 def test_reading_never_writes(database: Database) -> None:
     if database.engine.dialect.name == "sqlite":
         return  # where a read that wrote would only be rolled back
@@ -400,6 +411,37 @@ def test_one_guideline_a_cohort_is_active(database: Database) -> None:
         active = guideline_store.active_guideline(session, "c")
         assert active is not None
         assert active.version == 3
+
+
+def test_active_versions_of_cohorts_with_runs_of_a_source(database: Database) -> None:
+    for cohort, source, is_active in (
+        ("b", "import", True),
+        ("a", "import", True),
+        ("c", "import", False),
+        ("d", "job", True),
+    ):
+        with database.write() as session:
+            run_store.add_cohort(
+                session,
+                CohortRow(name=cohort, recipe="{}", recipe_hash="h", decision_metric="m", decision_dataset="d"),
+            )
+            for place in range(2):
+                run_store.add_run(
+                    session,
+                    RunRow(
+                        run_id=f"run_{cohort}{place}", cohort=cohort, source=source, name="n", status="finished",
+                        target_params=1.0, growth_factor=1.0, growth_timing_tokens=0.0, grown_tokens=0.0, is_final=True,
+                    ),
+                )  # fmt: skip
+            guideline_store.add_guideline(
+                session,
+                GuidelineRow(
+                    id=f"gl_{cohort}", cohort=cohort, version=1, is_active=is_active, num_runs=1, data_hash="h", reason="",
+                    body="{}",
+                ),
+            )  # fmt: skip
+    with database.statement() as connection:
+        assert guideline_store.active_of_source(connection, "import") == [("a", "gl_a"), ("b", "gl_b")]
 
 
 def test_ids_sort_in_the_order_they_were_made() -> None:

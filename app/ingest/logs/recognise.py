@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from app.ingest.logs import lightning, megatron, nanochat, tables, tensorboard, trainer_state
+from app.ingest.logs import lightning, megatron, nanochat, tables, tensorboard, trainer_state, wandb
 from app.ingest.logs.rows import MAX_BYTES, MAX_ROWS, Log, LogFile
 from fitting.errors import InputError
 
-READERS: Mapping[str, Callable[[LogFile], Log | tuple[Log, ...]]] = {
+READERS: Mapping[str, Callable[..., Log | tuple[Log, ...]]] = {
     trainer_state.FORMAT: trainer_state.read,
     megatron.FORMAT: megatron.read,
     tensorboard.FORMAT: tensorboard.read,
@@ -20,8 +20,11 @@ READERS: Mapping[str, Callable[[LogFile], Log | tuple[Log, ...]]] = {
     "csv": tables.read_csv,
     "jsonl": tables.read_jsonl,
     "parquet": tables.read_parquet,
+    wandb.FORMAT: wandb.read,
 }
 FORMATS = tuple(READERS)
+# Whose steps may stand in a column of any name; the others' formats say it.
+_STEP_NAMED = ("csv", "jsonl", "parquet", wandb.FORMAT)
 
 # What is never opened: archives may unpack to anything, pickles run code.
 _REFUSED = {
@@ -31,10 +34,16 @@ _REFUSED = {
     b"SQLite format 3": "a database", b"\x89HDF": "an HDF5 file", b"\x7fELF": "a program",
 }  # fmt: skip
 _HEAD = 65_536
+OFFLINE_MEND = (
+    "send it to a server (`wandb sync FOLDER`) and import wandb:ENTITY/PROJECT/RUN, or export its history as CSV"
+)
 
 
-def read_logs(files: Sequence[LogFile], format_name: str | None = None) -> tuple[Log, ...]:
+def read_logs(files: Sequence[LogFile], format_name: str | None = None, step: str | None = None) -> tuple[Log, ...]:
     """The logs that some files hold: one of one run, joined in the files' order, or several of a table of runs.
+
+    Args:
+        step: the column of the trainer's steps, where a table or a W&B run names it otherwise.
 
     Raises:
         InputError: no files, files of several formats, a refused or unknown content, or a reader's own words.
@@ -56,7 +65,10 @@ def read_logs(files: Sequence[LogFile], format_name: str | None = None) -> tuple
     for one, other in pairwise(formats):
         if one != other:
             raise InputError("files", f"are of several formats ({one}, {other})", "import them one by one")
-    found = [READERS[name](file) for name, file in zip(formats, files, strict=True)]
+    if step is not None and formats[0] not in _STEP_NAMED:
+        raise InputError("step", f"is given, but a {formats[0]} log says its steps itself", "leave it out")
+    named = {} if step is None else {"step": step}
+    found = [READERS[name](file, **named) for name, file in zip(formats, files, strict=True)]
     if isinstance(found[0], tuple):
         return tuple(log for logs in found if isinstance(logs, tuple) for log in logs)
     return (_as_one([log for log in found if isinstance(log, Log)]),)
@@ -77,6 +89,8 @@ def recognise(file: LogFile) -> str:
     text = head.decode("utf-8-sig", errors="ignore")
     if "\0" not in text:
         first = text.lstrip().split("\n", 1)[0]
+        if wandb.is_mine(first):
+            return wandb.FORMAT
         if first.startswith("{"):
             return trainer_state.FORMAT if '"log_history"' in file.content.decode("utf-8", errors="ignore") else "jsonl"
         if megatron.ITERATION.search(file.content.decode("utf-8", errors="ignore")):
@@ -98,6 +112,8 @@ def _header(first: str) -> list[str]:
 
 
 def _refuse(file: LogFile) -> None:
+    if file.content.startswith(b":W&B"):
+        raise InputError(file.name, "is a run in W&B's own file, which only its client reads", OFFLINE_MEND)
     for magic, what in _REFUSED.items():
         if file.content.startswith(magic):
             raise InputError(file.name, f"is {what}, which is not read", "give the log itself, unpacked")
@@ -117,4 +133,5 @@ def _as_one(logs: Sequence[Log]) -> Log:
         columns=tuple(columns.values()),
         planned_steps=planned[-1] if planned else None,
         tokens_column=tokens.pop() if len(tokens) == 1 else None,
+        num_stepless=sum(log.num_stepless for log in logs),
     )

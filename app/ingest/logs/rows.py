@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from fitting.errors import InputError
 
@@ -50,13 +50,23 @@ class ColumnMap:
     unit: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LogRow:
-    """What was logged at one step; ``time`` is ISO-8601 in UTC, '' where the log does not say."""
+class LogRow(NamedTuple):
+    """What was logged at one step; ``time`` is ISO-8601 in UTC, '' where the log does not say.
+
+    A tuple, as a log may have a million of them and a dataclass takes three times as long to make.
+    """
 
     step: int
     values: Mapping[str, float]
     time: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a tracker says that a run ended, in words for people where it did not end as planned."""
+
+    status: Literal["stopped", "running"]
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +80,9 @@ class Log:
         tokens_hint: an expression that would count them, for the error of a user who gave none.
         planned_steps: where the trainer was to stop.
         name, target_params: of the run, where the log holds several or says so.
+        constants: numbers of the run's configuration, by the name an expression of tokens finds them under.
+        ended: what the log's tracker says of the run's end; None where it says nothing, or that the run is done.
+        num_stepless: rows that hold no step, left out.
     """
 
     format: str
@@ -80,6 +93,9 @@ class Log:
     planned_steps: int | None = None
     name: str = ""
     target_params: float | None = None
+    constants: Mapping[str, float] = field(default_factory=dict)
+    ended: Ended | None = None
+    num_stepless: int = 0
 
 
 def identifier(column: str) -> str:
@@ -104,6 +120,8 @@ def whole_step(value: Any, where: str) -> int:
 
 def number(value: Any) -> float | None:
     """A logged value as a number; None for what is none (texts, lists, empty cells). NaN and infinity stay."""
+    if value.__class__ is float:
+        return float(value)
     if value is None or isinstance(value, bool):
         return None
     try:
@@ -146,7 +164,7 @@ def check_rows(rows: list[LogRow], where: str) -> tuple[LogRow, ...]:
         )
     names: set[str] = set()
     for row in rows:
-        names |= row.values.keys()
+        names.update(row.values)
         if len(names) > MAX_COLUMNS:
             raise InputError(where, f"holds over {MAX_COLUMNS:,} columns", "keep the columns that are wanted")
     return tuple(rows)

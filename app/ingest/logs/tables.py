@@ -11,22 +11,33 @@ import io
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from app.ingest.logs.rows import MAX_COLUMNS, MAX_ROWS, Log, LogFile, LogRow, check_rows, load_json, number, whole_step
+from app.ingest.logs.rows import (
+    MAX_COLUMNS,
+    MAX_ROWS,
+    MAX_STEP,
+    Log,
+    LogFile,
+    LogRow,
+    check_rows,
+    load_json,
+    number,
+    whole_step,
+)
 from fitting.errors import InputError
 
 STEP_COLUMNS = ("step", "_step", "iteration", "iter", "global_step")
 _LONGEST_CELL = 100_000
 
 
-def read_csv(file: LogFile) -> Log:
+def read_csv(file: LogFile, step: str | None = None) -> Log:
     """
     Raises:
         InputError: the file is no table with a header line.
     """
-    return table_log("csv", file.name, csv_rows(file))
+    return table_log("csv", file.name, csv_rows(file), step)
 
 
-def csv_rows(file: LogFile) -> list[dict[str, str]]:
+def csv_rows(file: LogFile) -> Iterator[dict[str, str]]:
     """The rows of a CSV file by column name.
 
     Raises:
@@ -37,8 +48,8 @@ def csv_rows(file: LogFile) -> list[dict[str, str]]:
     delimiter = max((",", ";", "\t"), key=first.count)
     csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rows: list[dict[str, str]] = []
     header: list[str] = []
+    num_rows = 0
     try:
         for cells in reader:
             if not header:
@@ -50,12 +61,12 @@ def csv_rows(file: LogFile) -> list[dict[str, str]]:
                         file.name, f"has {len(cells)} cells in line {reader.line_num}, but {len(header)} columns",
                         "quote cells that hold the separator",
                     )  # fmt: skip
-                rows.append(dict(zip(header, cells, strict=False)))
-            if len(rows) > MAX_ROWS:
+                yield dict(zip(header, cells, strict=False))
+                num_rows += 1
+            if num_rows > MAX_ROWS:
                 raise InputError(file.name, f"holds over {MAX_ROWS:,} rows", "keep every tenth row")
     except csv.Error as error:
         raise InputError(file.name, f"is no CSV table ({error})", "give a header line and a row a step") from None
-    return rows
 
 
 def _check_header(name: str, header: list[str]) -> None:
@@ -68,12 +79,12 @@ def _check_header(name: str, header: list[str]) -> None:
         )
 
 
-def read_jsonl(file: LogFile) -> Log:
+def read_jsonl(file: LogFile, step: str | None = None) -> Log:
     """
     Raises:
         InputError: a line is no JSON object.
     """
-    return table_log("jsonl", file.name, _objects(file))
+    return table_log("jsonl", file.name, _objects(file), step)
 
 
 def _objects(file: LogFile) -> Iterator[Mapping[str, Any]]:
@@ -85,7 +96,7 @@ def _objects(file: LogFile) -> Iterator[Mapping[str, Any]]:
             yield row
 
 
-def read_parquet(file: LogFile) -> Log:
+def read_parquet(file: LogFile, step: str | None = None) -> Log:
     """
     Raises:
         InputError: the file is damaged, or larger unpacked than the limits.
@@ -105,31 +116,41 @@ def read_parquet(file: LogFile) -> Log:
             field.name for field in parquet.schema_arrow
             if pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
         ]  # fmt: skip
-        rows = parquet.read(columns=names).to_pylist()
+        rows = (row for batch in parquet.iter_batches(columns=names) for row in batch.to_pylist())
+        return table_log("parquet", file.name, rows, step)
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise InputError(file.name, f"is no readable Parquet file ({str(error)[:100]})", "write it again") from None
-    return table_log("parquet", file.name, rows)
 
 
-def table_log(format_name: str, where: str, table: Iterable[Mapping[str, Any]], **facts: Any) -> Log:
-    """The log of a table; what it says of itself comes as further fields of `Log`."""
+def table_log(
+    format_name: str, where: str, table: Iterable[Mapping[str, Any]], step: str | None = None, **facts: Any
+) -> Log:
+    """The log of a table.
+
+    Args:
+        step: the column of the trainer's steps; the first of `STEP_COLUMNS` that the first row has where None.
+        facts: what the table says of itself: further fields of `Log`.
+    """
     rows: list[LogRow] = []
-    step_column: str | None = None
+    step_column, num_stepless, place = step, 0, -1
     for place, cells in enumerate(table):
         if step_column is None:
             step_column = next((name for name in STEP_COLUMNS if name in cells), None)
         cell = place if step_column is None else cells.get(step_column)
         if cell is None or cell == "":
-            continue  # a row that belongs to no step
-        step = number(cell)
+            num_stepless += 1
+            continue
+        counted = number(cell)
         values = {
             name: found for name, value in cells.items() if name != step_column and (found := number(value)) is not None
         }
-        rows.append(
-            LogRow(step=whole_step(cell if step is None else step, f"row {place + 1} of {where}"), values=values)
-        )
+        if counted is None or not 0 <= counted <= MAX_STEP or not counted.is_integer():
+            whole_step(cell if counted is None else counted, f"row {place + 1} of {where}")
+        rows.append(LogRow(cell if isinstance(cell, int) else int(counted or 0), values))
         if len(rows) > MAX_ROWS:
             break
-    return Log(format=format_name, rows=check_rows(rows, where), **facts)
+    if place >= 0 and not rows and step is not None:
+        raise InputError("step", f"is the column {step!r}, which no row of {where} has", "name another column")
+    return Log(format=format_name, rows=check_rows(rows, where), num_stepless=num_stepless, **facts)

@@ -32,7 +32,7 @@ from app.ingest.logs.rows import (
 from fitting.errors import InputError
 
 FORMAT = "tensorboard"
-_TOKEN_TAG = "n_tokens_seen"
+TOKEN_TAG = "n_tokens_seen"
 _TRAIN_TAGS = ("loss_metrics/global_avg_loss", "lm loss")
 _OTHER_TAGS = {
     "learning-rate": "learning_rate",
@@ -67,12 +67,13 @@ def read(file: LogFile) -> Log:
     return Log(
         format=FORMAT,
         rows=check_rows(rows, file.name),
-        columns=tuple(column for tag in tags if (column := _column(tag)) is not None),
-        tokens_column=_TOKEN_TAG if _TOKEN_TAG in tags else None,
+        columns=tuple(column for tag in tags if (column := tag_column(tag)) is not None),
+        tokens_column=TOKEN_TAG if TOKEN_TAG in tags else None,
     )
 
 
-def _column(tag: str) -> ColumnMap | None:
+def tag_column(tag: str) -> ColumnMap | None:
+    """What a tag holds; None for one that means nothing by itself."""
     if tag in _TRAIN_TAGS:
         return ColumnMap(column=tag, metric="train_loss", unit=NATS)
     for pattern in _VALIDATION_TAGS:

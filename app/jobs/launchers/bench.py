@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sysconfig
 import time
@@ -130,6 +131,12 @@ class Bench:
         ]
         return sorted(found, key=lambda process: process.info["create_time"])
 
+    def kill(self, job_id: str) -> None:
+        """SIGKILL to all processes of the run; one may be gone by its turn, having died with its parent."""
+        for process in self.processes(job_id):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
     def clear(self) -> None:
         """Kill what a failed test left, so that the next one finds free devices."""
         with self.database.write() as session:
@@ -158,9 +165,11 @@ class Bench:
         raise AssertionError(f"waited {SECONDS_TO_WAIT:.0f} s until {what}")
 
     def until_phase(self, job_id: str, phase: str) -> None:
-        """Until the run has written a point of the phase, `starting` meaning that its process is there."""
+        """Until the run is in a phase: `starting` once its process is there, else once it has written of it."""
         if phase == "starting":
             self.until(lambda: self.processes(job_id), "a process is there")
+        elif phase == "growth":  # its points are written when it is over
+            self.until(lambda: "growing" in self.story(job_id), "the base is being grown")
         else:
             self.until(lambda: any(point[1] == phase for point in self.points(job_id)), f"phase {phase} is at work")
 

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from app.commands.checkpoint import checkpoint
 from app.contract import read_spec
-from app.engine.__main__ import Pause, main
+from app.engine.__main__ import main
 from app.engine.checkpoints import open_checkpoint
 from app.engine.errors import BadDataError
 from app.engine.growth import grow_model
+from app.engine.launch import Pause
 from app.engine.models import build_model
 from app.engine.operators.base import growth_from_spec
 from app.engine.operators.optimizer_state import grow_optimizer_tensors

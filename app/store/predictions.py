@@ -1,0 +1,48 @@
+"""Queries on predictions: written once, then only what was observed, and whether they still count, may change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from app.store.tables import PredictionRow
+
+_KEY = ("cohort", "run_id", "predictor", "guideline_id")
+
+
+def add_predictions(session: Session, rows: Iterable[dict[str, Any]]) -> None:
+    """Store predictions; one that is there already stays as it was first made."""
+    rows = list(rows)
+    if not rows:
+        return
+    dialect_insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[session.get_bind().dialect.name]
+    session.execute(dialect_insert(PredictionRow).on_conflict_do_nothing(index_elements=list(_KEY)), rows)
+
+
+def list_predictions(session: Session, cohort: str, *, run_id: str | None = None) -> Sequence[PredictionRow]:
+    """Predictions in the order in which they were made."""
+    query = select(PredictionRow).where(PredictionRow.cohort == cohort)
+    if run_id is not None:
+        query = query.where(PredictionRow.run_id == run_id)
+    # Sorted here: databases order text by the rules of their locale, and scores must not depend on those.
+    return sorted(
+        session.scalars(query), key=lambda row: (row.created_at, row.run_id, row.predictor, row.guideline_id)
+    )  # fmt: skip
+
+
+def set_observed(session: Session, row: PredictionRow, *, observed: float, score: float | None, now: str) -> None:
+    """What the run table says now of the run that was predicted."""
+    session.execute(_this(row).values(observed=observed, score=score, observed_at=now))
+
+
+def void(session: Session, row: PredictionRow, reason: str) -> None:
+    """It counts no more."""
+    session.execute(_this(row).values(void_reason=reason))
+
+
+def _this(row: PredictionRow) -> Any:
+    return update(PredictionRow).where(*(getattr(PredictionRow, name) == getattr(row, name) for name in _KEY))
