@@ -91,7 +91,8 @@ class Writers:
         """The answer; None where the writers were halted before it came."""
         while not self._halt.is_set():
             try:
-                with Growthlaw(self._url()) as client:
+                # The writers try again by themselves: what failed is counted here.
+                with Growthlaw(self._url(), retry_seconds=0) as client:
                     answer = send(client)
             except ServiceError:
                 self.num_failures += 1

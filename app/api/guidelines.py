@@ -68,7 +68,9 @@ class ActivateBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     pinned: bool = Field(
-        default=True, description="hold it until it is released (activated with false) or another is activated by hand"
+        default=True,
+        strict=True,
+        description="hold it until it is released (activated with false) or another is activated by hand",
     )
 
 
@@ -114,7 +116,10 @@ def list_guidelines(
 
 
 @router.post(
-    "/guidelines/refit", status_code=202, responses=responses(404, 422), summary="Refit a cohort now, in the background"
+    "/guidelines/refit",
+    status_code=202,
+    responses=responses(404, 409, 422),
+    summary="Refit a cohort now, in the background",
 )
 def post_refit(
     body: Annotated[RefitBody, Body()], service: ServiceDep, caller: CallerDep, idempotency_key: IdempotencyKey

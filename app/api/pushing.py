@@ -98,7 +98,7 @@ def post_run(
         raise Problem(409, str(error)) from None
 
 
-@router.post("/runs/{run_id}/points", summary="Push points of a run", responses=responses(404, 409, 422))
+@router.post("/runs/{run_id}/points", summary="Push points of a run", responses=responses(404, 409, 410, 422))
 def post_points(run_id: str, body: Annotated[PointsBody, Body()], service: ServiceDep) -> Pushed:
     """Each `seq` counts once; a `status` with the last of them ends the run."""
     now = utc_now()

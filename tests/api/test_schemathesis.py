@@ -1,8 +1,9 @@
 """schemathesis over the whole API on each database: no 5xx, no answer that the OpenAPI document does not describe.
 
 The service is the real one over real HTTP, but for its two threads: nothing takes a job, so that a random `POST /grow`
-or `/corpora` starts no training. Two routes are left out: the event stream of a job that never runs has no end, and
-`/healthz` says 503 without the launcher loop; `test_service.py` and `test_streams.py` look at them.
+or `/corpora` starts no training. Three routes are left out: the event stream of a job that never runs has no end, and
+`/healthz` and `/readyz` say 503 without the launcher loop; `test_service.py`, `test_streams.py` and `tests/observe` look at
+them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ CHECKS = (
     "response_schema_conformance", "negative_data_rejection", "unsupported_method", "missing_required_header",
 )  # fmt: skip
 NUM_ROUTES = 30
-NOT_HERE = r"/jobs/\{job_id\}/events|/healthz"
+NOT_HERE = r"/jobs/\{job_id\}/events|/healthz|/readyz"
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def test_requests_end_streams_close_and_jobs_go_on(service: Any, until: Any) -> 
     stream_ended = threading.Event()
 
     def read_stream() -> None:
-        first.extend(client._stream(job["id"], None))  # one connection, without taking it up again
+        first.extend(client._stream(job["id"], None, 60.0))  # one connection, without taking it up again
         stream_ended.set()
 
     with ThreadPoolExecutor() as pool:

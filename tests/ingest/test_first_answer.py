@@ -1,7 +1,8 @@
-"""From a project's logs to a first answer: a W&B project of 26 real runs, one import, a refit, one question. Timed.
+"""From a project's logs to a first answer: a W&B project of some thirty real runs, one import, a refit, one question. Timed.
 
-The runs are those of data/runs (trained by this project), told as W&B would tell them: the histories that they logged, their
-models and learning rates as configurations, every growth as a W&B run of its own beside its base's.
+The runs are those of data/runs (trained by this project) at hidden 48 with the first seed, told as W&B would tell them: the
+histories that they logged, their models and learning rates as configurations, every growth as a W&B run of its own beside its
+base's.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def grid_as_a_wandb_project() -> tuple[list[RecordedRun], dict[str, dict[str, st
     """The W&B runs, and the headers of data/runs by name."""
     folder = bundled_dir("runs")
     with open(folder / "headers.csv", encoding="utf-8") as file:
-        headers = list(csv.DictReader(file))
+        headers = [row for row in csv.DictReader(file) if row["name"].startswith("h48-") and "-s0-" in row["name"]]
+    # The grid is run in the order of its steps and grows; its first ones are enough here.
+    headers = [row for row in headers if row["step"] in ("1", "2")]
     logged: dict[tuple[str, str], dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     with lzma.open(folder / "points.csv.xz", "rt", encoding="utf-8") as file:
         for point in csv.DictReader(file):
@@ -79,7 +82,7 @@ def test_a_wandb_project_answers_within_ten_minutes(
     record_property: Callable[[str, object], None],
 ) -> None:
     project, headers = grid_as_a_wandb_project()
-    assert len(project) == 26
+    assert len(project) > len(headers) >= 22  # every base is a run of its own
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     began = time.monotonic()
     with wandb_server(grid=project) as server:
@@ -130,6 +133,6 @@ def test_a_wandb_project_answers_within_ten_minutes(
             assert run[column] == pytest.approx(float(headers[name][column]), rel=1e-9), (name, column)
         assert (run["status"], run["is_final"]) == ("finished", True), name
     # And the answer is that cohort's, not the published rule's.
-    assert guidelines[0]["num_runs"] == 22
+    assert guidelines[0]["num_runs"] == len(headers)
     assert answer["guideline"]["id"] == guidelines[0]["id"]
     assert answer["decision"] in ("grow", "scratch", "smaller_model")

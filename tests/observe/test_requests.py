@@ -54,7 +54,8 @@ def test_problems_bear_the_id_of_their_request(client: TestClient) -> None:
         assert answer.json()["request_id"] == answer.headers[HEADER]
     schema = client.get("/openapi.json").json()
     (problem,) = schema["paths"]["/jobs/{job_id}"]["get"]["responses"]["404"]["content"].values()
-    assert "request_id" in problem["schema"]["properties"]
+    assert problem["schema"] == {"$ref": "#/components/schemas/ProblemBody"}
+    assert "request_id" in schema["components"]["schemas"]["ProblemBody"]["properties"]
 
 
 def test_a_bug_is_answered_and_logged_with_the_id(tmp_path: Path, client: TestClient, lines: list[Any]) -> None:
@@ -71,17 +72,19 @@ def test_a_bug_is_answered_and_logged_with_the_id(tmp_path: Path, client: TestCl
 
 
 def test_a_line_says_what_was_asked_and_no_secret(client: TestClient, lines: list[Any]) -> None:
-    client.get("/jobs/job_x?token=Secret", headers={"authorization": "Bearer Secret"})
+    client.get("/jobs/job_x?token=Secret", headers={"cookie": "Secret"})
     client.post("/recommend", json={"target_params": 7e9, "token_budget": 2e12, "cohort": "Secret"})
     client.get("/Secret")
-    first, second, third = request_lines(lines)
+    client.get("/runs", headers={"authorization": "Bearer Secret"})
+    first, second, third, refused = request_lines(lines)
     assert (first["method"], first["route"], first["path"], first["status"]) == (
         "GET", "/jobs/{job_id}", "/jobs/job_x", 404,
     )  # fmt: skip
     assert first["ms"] > 0
     assert (second["method"], second["route"], second["status"]) == ("POST", "/recommend", 422)
     assert third["route"] == "unmatched"
-    assert "Secret" not in str([first, second, third])
+    assert refused["status"] == 401
+    assert "Secret" not in str(lines)
 
 
 def test_probes_are_told_only_where_they_fail(client: TestClient, lines: list[Any]) -> None:
