@@ -16,7 +16,6 @@ ServiceError
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import time
@@ -48,6 +47,7 @@ from app.answers import (
     Run,
     StartedJob,
 )
+from app.sending import Sent, Told
 from app.transport import (
     FIRST_CONTACT_SECONDS,
     RETRIED_STATUSES,
@@ -80,31 +80,6 @@ class Event:
     event: str
     id: str
     data: Json
-
-
-class _Sent:
-    """How many bytes of some files have been read for sending."""
-
-    def __init__(self, total: int, tell: Callable[[str, int, int | None], None]) -> None:
-        self._total, self._done, self._tell = total, 0, tell
-
-    def add(self, count: int) -> None:
-        self._done += count
-        stage = "sending" if self._done < self._total else "the service reads and stores"
-        self._tell(stage, self._done, self._total if self._done < self._total else None)
-
-
-class _Told(io.BytesIO):
-    """A file's bytes that say when they are read."""
-
-    def __init__(self, content: bytes, sent: _Sent) -> None:
-        super().__init__(content)
-        self._sent = sent
-
-    def read(self, size: int | None = -1) -> bytes:
-        chunk = super().read(size)
-        self._sent.add(len(chunk))
-        return chunk
 
 
 class Growthlaw:
@@ -260,8 +235,8 @@ class Growthlaw:
         ]
         if on_progress is not None:
             total = sum(len(content) for _, (_, content, _) in parts)
-            sent = _Sent(total, on_progress)
-            parts = [(part, (name, _Told(content, sent), kind)) for part, (name, content, kind) in parts]
+            sent = Sent(total, on_progress)
+            parts = [(part, (name, Told(content, sent), kind)) for part, (name, content, kind) in parts]
         return self._call(
             "POST", "/runs/import", form={"options": json.dumps(options)}, files=parts, query={"dry_run": dry_run},
             repeatable=True,  # the same content twice is stored once
