@@ -44,6 +44,7 @@ from app.api import (
     workers,
 )
 from app.api.service import Service
+from app.dashboard import routes as page_routes
 from app.guidelines.refitter import Refitter
 from app.jobs.launchers.base import Launcher
 from app.jobs.launchers.exec import ExecLauncher
@@ -140,6 +141,7 @@ def create_app(settings: Settings) -> FastAPI:
         scopes.check_scopes(module.router.routes)
         # At the routes, so that what is refused leaves as a problem like all else.
         app.include_router(module.router, max_body_size=MAX_BODY_BYTES)
+    app.router.routes.extend(page_routes())
     scopes.check_scopes(app.routes)
     document.install(app)
     return app

@@ -23,6 +23,9 @@ from app.store.keys import SCOPES, Scope
 Need = Scope | Literal["open"]
 
 SCOPE_OF_ROUTE: dict[str, Need] = {
+    "GET /": "open",
+    "GET /ui": "open",
+    "GET /ui/{file:path}": "open",
     "GET /openapi.json": "open",
     "GET /docs": "open",
     "GET /docs/oauth2-redirect": "open",
