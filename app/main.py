@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from app.api import (
     access,
@@ -43,6 +43,7 @@ from app.api import (
     train,
     workers,
 )
+from app.api.bodies import refuse_repeats
 from app.api.service import Service
 from app.guidelines.refitter import Refitter
 from app.jobs.launchers.base import Launcher
@@ -139,7 +140,7 @@ def create_app(settings: Settings) -> FastAPI:
     ):
         scopes.check_scopes(module.router.routes)
         # At the routes, so that what is refused leaves as a problem like all else.
-        app.include_router(module.router, max_body_size=MAX_BODY_BYTES)
+        app.include_router(module.router, max_body_size=MAX_BODY_BYTES, dependencies=[Depends(refuse_repeats)])
     scopes.check_scopes(app.routes)
     document.install(app)
     return app
