@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 import uvicorn
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from app.api import (
     access,
@@ -43,6 +43,7 @@ from app.api import (
     train,
     workers,
 )
+from app.api.bodies import refuse_repeats
 from app.api.service import Service
 from app.dashboard import routes as page_routes
 from app.guidelines.refitter import Refitter
@@ -142,6 +143,7 @@ def create_app(settings: Settings) -> FastAPI:
         # At the routes, so that what is refused leaves as a problem like all else.
         app.include_router(module.router, max_body_size=MAX_BODY_BYTES)
     app.router.routes.extend(page_routes())
+        app.include_router(module.router, max_body_size=MAX_BODY_BYTES, dependencies=[Depends(refuse_repeats)])
     scopes.check_scopes(app.routes)
     document.install(app)
     return app

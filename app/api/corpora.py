@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.access import CallerDep
+from app.api.bodies import RequestBody
 from app.api.jobs import Job
 from app.api.problems import Problem, responses
 from app.api.service import Page, PageDep, ServiceDep
@@ -58,10 +59,10 @@ class Corpus(BaseModel):
         )
 
 
-class CorpusBody(BaseModel):
+class CorpusBody(RequestBody):
     """Prepare the bundled corpus (CPython's documentation and standard library) under `name`."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "demo", "vocab_size": 1024}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "demo", "vocab_size": 1024}]})
 
     name: str = Field(pattern=NAME_PATTERN)
     vocab_size: int = Field(default=1024, ge=257, le=1_000_000)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from app.api.access import CallerDep
+from app.api.bodies import RequestBody
 from app.api.jobs import Job, find_job
 from app.api.problems import Problem, responses
 from app.api.service import ServiceDep
@@ -23,12 +24,10 @@ from app.uploads.targets import checked_target
 router = APIRouter(tags=["jobs"])
 
 
-class ExportBody(BaseModel):
+class ExportBody(RequestBody):
     """What to export and where to; `url` names a folder where nothing is yet, below one that the service allows."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"url": "s3://bucket/models/pilot", "source": "final"}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"url": "s3://bucket/models/pilot", "source": "final"}]})
 
     url: str = Field(min_length=1, max_length=1000)
     source: Literal["final", "base"] | Annotated[str, Field(pattern=r"^tokens-[0-9]+$")] = Field(

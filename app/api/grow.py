@@ -44,7 +44,6 @@ class GrowBody(StartBody, GrowthBody):
     """
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.access import CallerDep
+from app.api.bodies import RequestBody
 from app.api.idempotency import IdempotencyKey, answered_before, remember
 from app.api.problems import Problem, responses
 from app.api.service import Page, PageDep, Service, ServiceDep
@@ -64,9 +65,7 @@ class GuidelineDetail(GuidelineSummary):
     body: dict[str, Any]
 
 
-class ActivateBody(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class ActivateBody(RequestBody):
     pinned: bool = Field(
         default=True,
         strict=True,
@@ -74,8 +73,8 @@ class ActivateBody(BaseModel):
     )
 
 
-class RefitBody(BaseModel):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"cohort": "demo"}]})
+class RefitBody(RequestBody):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"cohort": "demo"}]})
 
     cohort: str = Field(min_length=1, max_length=64)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from app.api.bodies import RequestBody
 from app.contract import NAME_PATTERN
 from app.ingest.imported import ImportOptions
 from app.ingest.logs.recognise import FORMATS
@@ -19,10 +20,8 @@ FileName = Annotated[str, Field(min_length=1, max_length=200)]
 Word = Annotated[str, Field(max_length=64, pattern=PRINTABLE)]
 
 
-class ColumnBody(BaseModel):
+class ColumnBody(RequestBody):
     """What a column of the log holds."""
-
-    model_config = ConfigDict(extra="forbid")
 
     column: str = Field(min_length=1, max_length=200)
     metric: Word = Field(min_length=1, examples=["validation_loss"])
@@ -39,10 +38,8 @@ class ColumnBody(BaseModel):
         return ColumnMap(column=self.column, metric=self.metric, dataset=dataset, unit=unit)
 
 
-class RunFactsBody(BaseModel):
+class RunFactsBody(RequestBody):
     """What neither a log nor a live point says of a run."""
-
-    model_config = ConfigDict(extra="forbid")
 
     cohort: str = Field(pattern=NAME_PATTERN)
     name: Word = Field(min_length=1, description="one run's within its cohort")
@@ -135,10 +132,8 @@ class RunOfSeveralBody(ImportOptionsBody):
     grown: list[FileName] = Field(default=[], max_length=1000, description="of a growth: the grown stage's")
 
 
-class SeveralBody(BaseModel):
+class SeveralBody(RequestBody):
     """The part `options` of an import of several runs, which are stored together or not at all."""
-
-    model_config = ConfigDict(extra="forbid")
 
     runs: list[RunOfSeveralBody] = Field(min_length=1, max_length=1000)
     skip_bad: bool = Field(default=False, description="leave out the runs whose logs make no run, and say why")

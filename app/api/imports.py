@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message
 
 from app.api.access import Caller, CallerDep
+from app.api.bodies import RequestBody
 from app.api.import_bodies import ImportOptionsBody, SeveralBody
 from app.api.problems import FieldError, Problem, responses
 from app.api.service import Service, ServiceDep
@@ -38,10 +39,10 @@ _FILE_PARTS = ("files", "base", "grown")
 _OPTIONS = ("body", "options")
 
 
-class ImportBody(BaseModel):
+class ImportBody(RequestBody):
     """What to import: the grid of growth runs that ships with Growthlaw."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"bundled": True}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"bundled": True}]})
 
     bundled: Literal[True] = Field(description="the runs of data/runs/, as its README.md describes them")
     restore: bool = Field(default=False, description="bring back runs of it that were removed")

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.access import CallerDep
+from app.api.bodies import RequestBody
 from app.api.problems import Problem, responses
 from app.api.service import Page, PageDep, ServiceDep
 from app.contract import NAME_PATTERN
@@ -33,8 +34,8 @@ class NewKey(Key):
     token: str = Field(description="shown this once; send it as `Authorization: Bearer TOKEN`")
 
 
-class KeyBody(BaseModel):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "trainer", "scope": "grow"}]})
+class KeyBody(RequestBody):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "trainer", "scope": "grow"}]})
 
     name: str = Field(pattern=NAME_PATTERN, description="no other key in use has it")
     scope: Scope

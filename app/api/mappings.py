@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Path
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.bodies import RequestBody
 from app.api.import_bodies import ImportOptionsBody
 from app.api.problems import Problem, responses
 from app.api.service import Page, PageDep, ServiceDep
@@ -27,10 +28,8 @@ _EXAMPLE: dict[str, Any] = {
 }  # fmt: skip
 
 
-class WandbBody(BaseModel):
+class WandbBody(RequestBody):
     """Which runs of a Weights & Biases project, and what their configurations say; the command reads it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     filters: dict[str, Any] = Field(default={}, max_length=100, description="W&B's own")
     runs: list[Text] = Field(default=[], max_length=1000, description="patterns of names or ids")
@@ -42,7 +41,7 @@ class WandbBody(BaseModel):
 class MappingBody(ImportOptionsBody):
     """Options of `POST /runs/import`, any of them; the name of a run is that run's alone."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
     cohort: str | None = Field(default=None, pattern=NAME_PATTERN)  # type: ignore[assignment]
     name: None = Field(default=None, description="never saved")  # type: ignore[assignment]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.api.bodies import RequestBody
 from app.api.planned_runs import job_body, targets_of, templates_of
 from app.api.problems import Problem, responses
 from app.api.questions import QuestionBody
@@ -30,7 +31,7 @@ _BUDGETS_AHEAD = (1.0, 4.0)
 _MOST_RUNS = 100_000
 
 
-class PlanBody(BaseModel):
+class PlanBody(RequestBody):
     """What runs may cost, and what they are for.
 
     Without `decision` they are for every question that the guideline is there for: each size of the cohort at its longest
@@ -38,7 +39,7 @@ class PlanBody(BaseModel):
     """
 
     model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"cohort": "demo", "flops_budget": 2e13, "max_steps": 3}]}
+        json_schema_extra={"examples": [{"cohort": "demo", "flops_budget": 2e13, "max_steps": 3}]}
     )
 
     cohort: str = Field(max_length=64)

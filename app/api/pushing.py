@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.access import CallerDep
+from app.api.bodies import RequestBody
 from app.api.idempotency import IdempotencyKey, request_hash
 from app.api.import_bodies import PRINTABLE, RunFactsBody, Word
 from app.api.problems import Problem, responses
@@ -33,7 +34,7 @@ _POINT: dict[str, Any] = {
 class OpenBody(RunFactsBody):
     """A run that begins; `base_*` and `growth_timing_tokens` where it is grown on its way."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [_EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [_EXAMPLE]})
 
 
 class Opened(BaseModel):
@@ -43,10 +44,8 @@ class Opened(BaseModel):
     next_seq: int
 
 
-class PointBody(BaseModel):
+class PointBody(RequestBody):
     """One measured value; `tokens` counts inside the phase."""
-
-    model_config = ConfigDict(extra="forbid")
 
     seq: int = Field(ge=0, lt=2**31)
     phase: Literal["base", "grown", "single"] = "single"
@@ -58,10 +57,10 @@ class PointBody(BaseModel):
     time: Word = Field(default="", description="ISO-8601 in UTC; when it came, where left out")
 
 
-class PointsBody(BaseModel):
+class PointsBody(RequestBody):
     """Points, and with the last of them how the run ended."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"points": [_POINT]}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"points": [_POINT]}]})
 
     points: list[PointBody] = Field(default=[], max_length=10_000)
     status: Literal["finished", "diverged", "stopped"] | None = Field(default=None, description="ends the run")

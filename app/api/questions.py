@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from app.api.bodies import RequestBody
 from app.questions import question_fields
 from fitting.errors import InputError
 from fitting.recommendation import Question, question_of
@@ -18,10 +19,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 LARGEST_CONFIG_BYTES = 1_000_000
 
 
-class ShapeBody(BaseModel):
+class ShapeBody(RequestBody):
     """A Llama-family shape; with it FLOPs are counted in full, attention and head included."""
-
-    model_config = ConfigDict(extra="forbid")
 
     num_layers: int = Field(ge=1, le=10_000)
     hidden_size: int = Field(ge=2, le=1_000_000)
@@ -32,12 +31,10 @@ class ShapeBody(BaseModel):
     context_length: int = Field(ge=1, le=100_000_000)
 
 
-class ExistingBaseBody(BaseModel):
+class ExistingBaseBody(RequestBody):
     """A base that is there already: it fixes the growth factor, and its compute is sunk unless `base_compute` says
     otherwise. Give one of `config`, `checkpoint` and `params`. With `config` or `checkpoint` the target may be just
     `num_target_layers`: the base with that many layers."""
-
-    model_config = ConfigDict(extra="forbid")
 
     tokens: Positive = Field(description="tokens that it was trained on")
     config: dict[str, Any] | None = Field(default=None, description="its transformers config.json")
@@ -49,13 +46,11 @@ class ExistingBaseBody(BaseModel):
     num_layers: int | None = Field(default=None, ge=1, le=10_000, description="beside params")
 
 
-class QuestionBody(BaseModel):
+class QuestionBody(RequestBody):
     """A target, a budget, and what may be chosen. The budget is one of `token_budget`, `compute_flops` and `gpu_hours`, or
     is itself what is asked for, with `loss_to_match_nats`."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"target_params": 7e9, "token_budget": 2e12}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"target_params": 7e9, "token_budget": 2e12}]})
 
     token_budget: Positive | None = Field(default=None, description="tokens a from-scratch run would get")
     compute_flops: Positive | None = Field(default=None, description="the budget in FLOPs")

@@ -11,11 +11,11 @@ from fastapi import APIRouter, Body, Query
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.api.bodies import RequestBody
 from app.api.problems import ProblemBody, problem_of, responses
 from app.api.questions import QuestionBody, RecommendBody
 from app.api.service import Service, ServiceDep
 from app.guidelines.versions import newer_answer
-from app.ingest.importing import SOURCE
 from app.store import guidelines as guideline_store
 from app.store import recommendations as recommendation_store
 from app.store import runs as run_store
@@ -43,11 +43,10 @@ class Recommendation(FittedAnswer):
     kept: bool
 
 
-class BatchBody(BaseModel):
+class BatchBody(RequestBody):
     """Questions of a sweep. Each is the body of `POST /recommend` and is answered, or not, by itself."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {
@@ -81,8 +80,6 @@ class BatchAnswer(BaseModel):
 
 class SurfaceQuery(BaseModel):
     """The question behind a surface, as query parameters. The target's shape is given by all of its sizes, or not at all."""
-
-    model_config = ConfigDict(extra="forbid")
 
     token_budget: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     compute_flops: float | None = Field(default=None, gt=0, allow_inf_nan=False)
@@ -135,10 +132,10 @@ def find_guideline(service: Service, name: str, cohort: str | None) -> Guideline
                 raise InputError(
                     "cohort", f"is {cohort!r}, but there is no cohort of this name", "leave it out, or store runs of it"
                 )
-            active = guideline_store.active_guideline(session, cohort)
+            active = guideline_store.active_version(session, cohort)
         if active is None:
             return published_guideline(DEFAULT_GUIDELINE)
-        name = active.id
+        name, _ = active
     guideline = service.guideline(name)
     if guideline is None:
         raise InputError(
@@ -225,7 +222,6 @@ def _keep(service: Service, answers: Sequence[Answered]) -> None:
 
 def imported_guidelines(service: Service, cohort: str | None) -> list[Guideline]:
     """The active guidelines of cohorts that hold imported runs, but for `cohort`."""
-    with service.database.statement() as connection:
-        active = guideline_store.active_of_source(connection, SOURCE)
+    active = guideline_store.active_of_imported(service.database)
     found = [service.guideline(guideline_id) for name, guideline_id in active if name != cohort]
     return [guideline for guideline in found if guideline is not None]

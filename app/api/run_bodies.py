@@ -6,8 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from app.api.bodies import RequestBody
 from app.api.problems import Problem
 from app.contract import NAME_PATTERN, EvaluationSpec, GrowthSpec, ModelSpec, SpecError
 from app.contract.specs import LearningRatePolicy, Operator, OptimizerStatePolicy
@@ -19,10 +20,8 @@ from fitting.errors import InputError
 WAYS = ("growth_factor", "num_base_layers", "width_factor")
 
 
-class TargetModelBody(BaseModel):
+class TargetModelBody(RequestBody):
     """The target's shape (Llama family); its vocabulary is the corpus's."""
-
-    model_config = ConfigDict(extra="forbid")
 
     num_layers: int = Field(ge=1, le=1000)
     hidden_size: int = Field(ge=2, le=65_536)
@@ -33,10 +32,8 @@ class TargetModelBody(BaseModel):
     tie_embeddings: bool = False
 
 
-class OptimizationBody(BaseModel):
+class OptimizationBody(RequestBody):
     """How a run is optimized, but for its schedule."""
-
-    model_config = ConfigDict(extra="forbid")
 
     peak_lr: float = Field(gt=0, le=10, allow_inf_nan=False)
     base_peak_lr: float | None = Field(default=None, gt=0, le=10, allow_inf_nan=False)
@@ -61,11 +58,9 @@ class TrainingBody(OptimizationBody):
     schedule: Literal["wsd", "cosine", "power"] = "wsd"
 
 
-class GrowthBody(BaseModel):
+class GrowthBody(RequestBody):
     """How the base grows. Give one of `growth_factor`, `num_base_layers` (any number below the target's: the partial
     stack) and `width_factor` (the base is that much narrower and as deep)."""
-
-    model_config = ConfigDict(extra="forbid")
 
     growth_factor: float | None = Field(
         default=None, gt=1, le=1000, description="target layers / base layers; must give whole layers"
@@ -95,10 +90,8 @@ class GrowthBody(BaseModel):
     )
 
 
-class StartBody(BaseModel):
+class StartBody(RequestBody):
     """What every start of runs says of where they belong, how they are watched and where they run."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(default="growth", pattern=NAME_PATTERN)
     cohort: str = Field(default="default", pattern=NAME_PATTERN)

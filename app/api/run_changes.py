@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy.orm import Session
 
 from app.api.access import CallerDep
+from app.api.bodies import RequestBody
 from app.api.import_bodies import PRINTABLE, Word
 from app.api.problems import Problem, responses
 from app.api.runs import Run, find_run
@@ -26,7 +27,7 @@ router = APIRouter(tags=["runs"])
 _MAY_BE_NONE = ("lr_selection", "control_id")
 
 
-class CorrectionBody(BaseModel):
+class CorrectionBody(RequestBody):
     """What to correct; what is left out stays. Sizes, tokens, FLOPs, losses and seeds are measured: a run with a wrong one is
     imported again, or removed."""
 

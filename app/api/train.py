@@ -9,10 +9,11 @@ import json
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Body
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from app.api.access import CallerDep
+from app.api.bodies import RequestBody
 from app.api.idempotency import IdempotencyKey
 from app.api.jobs import Job
 from app.api.problems import Problem, responses
@@ -60,10 +61,8 @@ class RunTrainingBody(OptimizationBody):
     schedule: Literal["wsd", "cosine", "power", "constant"] = "wsd"
 
 
-class TrunkBody(BaseModel):
+class TrunkBody(RequestBody):
     """A decay leg: the run goes on from a checkpoint that the trunk `run_id` kept, as if the two had been one."""
-
-    model_config = ConfigDict(extra="forbid")
 
     run_id: RunId
     branch_tokens: Tokens = Field(description="tokens of the last phase at which the leg leaves")
@@ -78,7 +77,6 @@ class TrainBody(StartBody):
     """
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [
                 {

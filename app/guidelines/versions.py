@@ -60,16 +60,17 @@ def newer_answer(
     if guideline.cohort is None:
         return None
     with database.read() as session:
-        active = guideline_store.active_guideline(session, guideline.cohort)
-    if active is None or active.version <= guideline.version:
+        active = guideline_store.active_version(session, guideline.cohort)
+    if active is None or active[1] <= guideline.version:
         return None
-    current = load_guideline(database, active.id) if load is None else load(active.id)
+    active_id, version = active
+    current = load_guideline(database, active_id) if load is None else load(active_id)
     if current is None:
         return None
     answer = recommend(request, current)
     return Newer(
-        guideline_id=active.id,
-        version=active.version,
+        guideline_id=active_id,
+        version=version,
         answered_by=str(answer.guideline["id"]),
         decision=answer.decision,
         growth_factor=answer.growth_factor,

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, bindparam, exists, func, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from app.store.tables import GuidelineRow, RunRow, utc_now
+from app.store.database import Database
+from app.store.tables import GuidelineRow, utc_now
 
-# Asked at every recommendation: building a statement takes longer than running it.
-_ACTIVE_OF_SOURCE = (
-    select(GuidelineRow.cohort, GuidelineRow.id)
-    .where(
-        GuidelineRow.is_active,
-        exists().where(RunRow.cohort == GuidelineRow.cohort, RunRow.source == bindparam("source")),
-    )
-    .order_by(GuidelineRow.cohort)
+# The active version of every cohort that holds imported runs. Asked at every recommendation, so past SQLAlchemy.
+_ACTIVE_OF_IMPORTED = (
+    "SELECT cohort, id FROM guidelines WHERE is_active AND EXISTS "
+    "(SELECT 1 FROM runs WHERE runs.cohort = guidelines.cohort AND runs.source = 'import') ORDER BY cohort"
 )
 
 
@@ -58,6 +55,14 @@ def active_guideline(session: Session, cohort: str) -> GuidelineRow | None:
     ).one_or_none()
 
 
+def active_version(session: Session, cohort: str) -> tuple[str, int] | None:
+    """Id and version number of the active one, without its body, which is large."""
+    found = session.execute(
+        select(GuidelineRow.id, GuidelineRow.version).where(GuidelineRow.cohort == cohort, GuidelineRow.is_active)
+    ).one_or_none()
+    return None if found is None else (found.id, found.version)
+
+
 def active_ids(session: Session, cohorts: Sequence[str]) -> dict[str, str]:
     """The active version of each of the cohorts that has one."""
     query = select(GuidelineRow.cohort, GuidelineRow.id).where(GuidelineRow.cohort.in_(cohorts), GuidelineRow.is_active)
@@ -77,11 +82,9 @@ def versions(session: Session, cohort: str) -> dict[str, int]:
     return {row.id: row.version for row in found}
 
 
-def active_of_source(connection: Connection, source: str) -> list[tuple[str, str]]:
-    """(cohort, id of its active version) of the cohorts that hold runs of this source, in the order of their names."""
-    return [
-        (cohort, guideline_id) for cohort, guideline_id in connection.execute(_ACTIVE_OF_SOURCE, {"source": source})
-    ]
+def active_of_imported(database: Database) -> list[tuple[str, str]]:
+    """(cohort, id of its active version) of the cohorts that hold imported runs, in the order of their names."""
+    return [(cohort, guideline_id) for cohort, guideline_id in database.rows(_ACTIVE_OF_IMPORTED)]
 
 
 def list_guidelines(
