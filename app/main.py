@@ -141,9 +141,8 @@ def create_app(settings: Settings) -> FastAPI:
     ):
         scopes.check_scopes(module.router.routes)
         # At the routes, so that what is refused leaves as a problem like all else.
-        app.include_router(module.router, max_body_size=MAX_BODY_BYTES)
-    app.router.routes.extend(page_routes())
         app.include_router(module.router, max_body_size=MAX_BODY_BYTES, dependencies=[Depends(refuse_repeats)])
+    app.router.routes.extend(page_routes())
     scopes.check_scopes(app.routes)
     document.install(app)
     return app
