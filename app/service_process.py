@@ -1,5 +1,5 @@
 """The real service as a process of its own, on a free loopback port, for a command that attends it; and what such
-commands ask of it alike: the bundled corpus, and that running jobs save and pause."""
+commands ask of it alike: the bundled corpus, a refit, and that running jobs save and pause."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from app.answers import Refit
 from app.client import Growthlaw, NoService, Refused
 
 START_SECONDS = 60.0
@@ -29,8 +30,11 @@ class ServiceDidNotStart(Exception):
 
 
 @contextlib.contextmanager
-def running_service(data_dir: Path) -> Iterator[Growthlaw]:
+def running_service(data_dir: Path, *, refit_after_seconds: float | None = None) -> Iterator[Growthlaw]:
     """`growthlaw serve` over `data_dir` while the block runs, and a client of it.
+
+    Args:
+        refit_after_seconds: how long its refits wait for further runs; as its settings say where None.
 
     Raises:
         ServiceDidNotStart: with the service's own words.
@@ -39,6 +43,8 @@ def running_service(data_dir: Path) -> Iterator[Growthlaw]:
     log_path = data_dir / LOG_FILE
     # All of it lies in this directory, whatever the environment says of the services that a team runs.
     environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
+    if refit_after_seconds is not None:
+        environment["GROWTHLAW_REFIT_AFTER_SECONDS"] = str(refit_after_seconds)
     with open(log_path, "wb") as log:
         # A session of its own: Ctrl-C reaches the command alone, which then ends things in order.
         process = subprocess.Popen(
@@ -83,6 +89,15 @@ def bundled_corpus_job(client: Growthlaw, name: str, vocab_size: int) -> dict[st
     waiting = [job for job in unfinished if job["kind"] == "corpus" and job["name"] == name]
     job = waiting[0] if waiting else client.prepare_corpus(name, vocab_size=vocab_size)
     return client.resume(job["id"]) if job["state"] == "paused" else job
+
+
+def refitted(client: Growthlaw, cohort: str) -> Refit:
+    """Have a cohort fitted now; returns the refit when it has ended."""
+    refit = client.refit(cohort)
+    while refit["state"] in ("queued", "running"):
+        time.sleep(0.2)
+        refit = client.refit_state(refit["id"])
+    return refit
 
 
 def pause_jobs(client: Growthlaw, job_ids: set[str] | None = None) -> int:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.bodies import RequestBody
-from app.api.planned_runs import job_body, targets_of, templates_of
+from app.api.planned_runs import fresh_seeds, job_body, targets_of, templates_of
 from app.api.problems import Problem, responses
 from app.api.questions import QuestionBody
 from app.api.recommend import find_guideline
 from app.api.service import Service, ServiceDep
 from app.contract import Spec
 from app.store import runs as run_store
+from fitting.conventions import SAME_SIZE
 from fitting.errors import InputError
 from fitting.flops import Shape
 from fitting.guideline import Guideline
@@ -133,13 +136,14 @@ def post_plan(body: Annotated[PlanBody, Body()], service: ServiceDep) -> PlanAns
         max_steps=body.max_steps, seed=body.seed,
     )  # fmt: skip
     hardware = None if asked is None else asked.hardware
+    seeds = _seeds(plan, fresh_seeds(runs))
     return PlanAnswer(
         guideline=guideline.summary(),
         sentence=_sentence(plan, hardware) if asked is not None and plan.steps else plan.note,
         decisions=[_asked_about(decision) for decision in decisions],
         steps=[
             Step(
-                runs=[_planned(run, templates) for run in step.runs], cost_flops=step.cost_flops,
+                runs=[_planned(run, templates, next(seeds)) for run in step.runs], cost_flops=step.cost_flops,
                 regret_before_nats=step.regret_before_nats, regret_after_nats=step.regret_after_nats,
                 change_chance=step.change_chance, why=step.why,
             )
@@ -175,7 +179,7 @@ def _ahead(guideline: Guideline, targets: list[Target]) -> list[Decision]:
     """Every size at its longest budget and beyond, as far as the guideline answers there; equally weighted."""
     requests = []
     for target in targets:
-        own = [one.tokens for one in guideline.controls if abs(one.params / target.params - 1) < 0.01]
+        own = [one.tokens for one in guideline.controls if abs(one.params / target.params - 1) < SAME_SIZE]
         for multiple in _BUDGETS_AHEAD if own else ():
             request = Request(target_shape=target.shape, token_budget=multiple * max(own))
             if grade_at(request, guideline, None, request.token_budget) != "unsupported":
@@ -202,13 +206,24 @@ def _asked_about(decision: Decision) -> AskedAbout:
     )
 
 
-def _planned(run: Experiment, templates: dict[Shape, Spec]) -> PlannedRun:
+def _seeds(plan: NextRuns, fresh: Iterator[int]) -> Iterator[int]:
+    """One for each run of the plan in its order: the same for all designs, the next one where a design is planned again."""
+    offered: list[int] = []
+    planned: Counter[tuple[object, ...]] = Counter()
+    for run in (run for step in plan.steps for run in step.runs):
+        if planned[run.key] == len(offered):
+            offered.append(next(fresh))
+        yield offered[planned[run.key]]
+        planned[run.key] += 1
+
+
+def _planned(run: Experiment, templates: dict[Shape, Spec], seed: int) -> PlannedRun:
     return PlannedRun(
         kind=run.kind, params=run.params, num_layers=run.num_layers,
         growth_factor=None if run.base is None else run.base.growth_factor,
         num_base_layers=None if run.base is None else run.base.num_layers,
         growth_timing_tokens=run.growth_timing_tokens, tokens=run.tokens, token_budget=run.token_budget,
-        compute_flops=run.compute_flops, job=job_body(run, templates),
+        compute_flops=run.compute_flops, job=job_body(run, templates, seed),
     )  # fmt: skip
 
 

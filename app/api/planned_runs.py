@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -61,7 +62,14 @@ def templates_of(session: Session, runs: Sequence[RunRow]) -> dict[Shape, Spec]:
     return found
 
 
-def job_body(experiment: Experiment, templates: Mapping[Shape, Spec]) -> dict[str, Any] | None:
+def fresh_seeds(runs: Sequence[RunRow]) -> Iterator[int]:
+    """Seeds that no run of the cohort was trained with, the smallest first: a design trained again with the seed it had
+    would end with the loss it had, and teach nothing."""
+    used = {run.init_seed for run in runs}
+    return (seed for seed in itertools.count() if seed not in used)
+
+
+def job_body(experiment: Experiment, templates: Mapping[Shape, Spec], seed: int) -> dict[str, Any] | None:
     """The body that starts a run; None where no run of its width was trained here, to be like."""
     shape = experiment.target.shape
     like = templates.get(shape.with_layers(1)) if shape is not None else None
@@ -78,6 +86,8 @@ def job_body(experiment: Experiment, templates: Mapping[Shape, Spec]) -> dict[st
         "training": {name: training[name] for name in _TAKEN_OVER} | {"tokens": round(experiment.tokens)},
         "num_validation_windows": like.evaluation.num_windows,
         "precision": like.precision,
+        "init_seed": seed,
+        "data_seed": seed,
     }
     if body["training"]["schedule"] == "constant":
         body["training"]["schedule"] = "wsd"

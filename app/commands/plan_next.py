@@ -46,7 +46,7 @@ def next_runs(
             body["decision"] = _question(client, decision)
         answer = client.plan(**body)
     if out is not None:
-        _write(answer, out)
+        write_bodies(answer, out)
     if as_json:
         emit_json(answer)
         return
@@ -83,7 +83,8 @@ def _question(client: Growthlaw, decision: str) -> dict[str, Any]:
     return {name: value for name, value in question.items() if name not in ("guideline", "keep", "cohort")}
 
 
-def _write(answer: dict[str, Any], out: Path) -> None:
+def write_bodies(answer: dict[str, Any], out: Path) -> None:
+    """Each run of a plan as a file, numbered in the order in which to make them."""
     from app.records import write_json_atomically
 
     bodies = [run["job"] for step in answer["steps"] for run in step["runs"]]

@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
 from app.commands.output import emit_json, json_option, print_table, short
+from app.commands.sweep_parts import (
+    DEFAULT_RUNS_DIR,
+    data_dir_option,
+    design_of,
+    end_as_by_ctrl_c,
+    families_option,
+    grid_argument,
+    numbers,
+    runs_dir_option,
+    service_over,
+    service_url_option,
+    steps_option,
+)
+from app.commands.sweep_run import run
 
 if TYPE_CHECKING:
-    from app.client import Growthlaw
-    from app.sweep.families import Design
     from app.sweep.grid import Device, Precision
 
-DEFAULT_RUNS_DIR = Path("data/runs")
-# Columns where the output goes to a file or a pipe.
-PIPE_WIDTH = 160
 # Shown of the cell table; all of it with --out or --json.
 SHOWN_COLUMNS = (
     "place", "step", "cell", "timing_over_budget", "tokens", "tokens_per_parameter", "num_epochs", "compute_flops",
     "core_seconds", "core_hours_so_far",
 )  # fmt: skip
 
-grid_argument = click.argument("grid", type=click.Path(path_type=Path, dir_okay=False))
-runs_dir_option = click.option(
-    "--runs-dir", default=DEFAULT_RUNS_DIR, show_default=True, type=click.Path(path_type=Path, file_okay=False),
-    help="Where collected runs stand.",
-)  # fmt: skip
-data_dir_option = click.option(
-    "--data-dir", envvar="GROWTHLAW_DATA_DIR", default="growthlaw-data", show_default=True,
-    type=click.Path(path_type=Path, file_okay=False), help="A service over it is started, unless --url is given.",
-)  # fmt: skip
-# Not from GROWTHLAW_URL: without --url the command starts a service of its own.
-service_url_option = click.option("--url", default=None, help="A service that runs already.")
-steps_option = click.option("--steps", default="", help="Only these steps, e.g. 1,2.")
-families_option = click.option("--families", "pattern", default="*", help="Only families that match, e.g. 'h48-*'.")
-
 
 @click.group()
 def sweep() -> None:
-    """Plan, run, collect and check a grid of growth runs."""
+    """Plan, run, collect and check a grid of growth runs; run what `growthlaw plan next` chose."""
+
+
+sweep.add_command(run)
 
 
 @sweep.command()
@@ -59,7 +52,7 @@ def plan(grid: Path, out: Path | None, as_json: bool) -> None:
     from app.sweep.plan import plan_rows
     from app.sweep.runs_folder import as_text, csv_text
 
-    design = _design(grid)
+    design = design_of(grid)
     rows, totals, costs = plan_rows(design), step_totals(design), design.grid.costs
     core_hours = sum(total.core_seconds for total in totals) / 3600
     within = costs.core_hours_at_least <= core_hours <= costs.core_hours_at_most
@@ -100,79 +93,6 @@ def plan(grid: Path, out: Path | None, as_json: bool) -> None:
 
 @sweep.command()
 @grid_argument
-@data_dir_option
-@service_url_option
-@steps_option
-@families_option
-@click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Pause after so many minutes.")
-@runs_dir_option
-@json_option
-def run(
-    grid: Path, data_dir: Path, url: str | None, steps: str, pattern: str, max_minutes: float | None, runs_dir: Path,
-    as_json: bool,
-) -> None:  # fmt: skip
-    """Train the cells through the service, one run a core. The same command goes on where it stopped.
-
-    Families that stand whole in --runs-dir are skipped. Ctrl-C, and the end of --max-minutes, let the runs save and pause.
-    """
-    from rich.console import Console
-
-    from app.sweep.check import standing_cells
-    from app.sweep.costs import hours
-    from app.sweep.live import display
-    from app.sweep.runner import Sweep, families_to_run, have_corpus
-    from app.sweep.runs_folder import read_headers
-
-    design = _design(grid)
-    standing = standing_cells(design, read_headers(runs_dir))
-    families, num_standing = families_to_run(design, standing, steps=_numbers(steps), pattern=pattern)
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _interrupt)
-    console = Console(stderr=as_json)
-    if not console.is_terminal:
-        console = Console(stderr=as_json, width=PIPE_WIDTH)
-    console.print(
-        f"{len(families)} families to run, {num_standing} stand in {runs_dir}", highlight=False, soft_wrap=True
-    )
-    if not families:
-        return
-    deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-    with _service(data_dir, url) as client, display(console) as shown:
-        state = Sweep(client=client, grid=design.grid, families=families, display=shown)
-        try:
-            have_corpus(client, design.grid, shown)
-            ended = state.run(until=lambda: deadline is not None and time.monotonic() >= deadline)
-        except BaseException:
-            shown.say("stopping: the runs save and pause ...")
-            num_paused = state.pause(everything=url is None)
-            shown.say(f"{num_paused} run(s) paused. The same command goes on with them.")
-            raise
-        if not ended:
-            num_paused = state.pause(everything=url is None)
-            shown.say(
-                f"{max_minutes:g} minutes are over: {num_paused} run(s) paused. The same command goes on with them."
-            )
-    where = f"--url {url}" if url else f"--data-dir {data_dir}"
-    console.print(
-        f"{len(state.results)} cells stand in the service, {hours(state.seconds_left())} of this selection left; next: "
-        f"growthlaw sweep collect {grid} {where} --out {runs_dir}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
-    if as_json:
-        emit_json(
-            {
-                "ended": ended,
-                "results": state.results,
-                "failures": state.failures,
-                "core_seconds_left": state.total_core_seconds - state.done_core_seconds,
-            }
-        )
-    if state.failures:
-        raise click.ClickException("\n".join(state.failures))
-
-
-@sweep.command()
-@grid_argument
 @click.option(
     "--corpus-dir", required=True, type=click.Path(path_type=Path, file_okay=False), help="The grid's corpus, prepared."
 )
@@ -208,7 +128,7 @@ def prepare(
     from app.sweep.runner import families_to_run
     from app.sweep.runs_folder import read_headers
 
-    design = _design(grid)
+    design = design_of(grid)
     planned = design.grid
     design = replace(
         design,
@@ -216,7 +136,7 @@ def prepare(
     )
     headers = read_headers(runs_dir)
     standing = standing_cells(design, headers)
-    families, num_standing = families_to_run(design, standing, steps=_numbers(steps), pattern=pattern)
+    families, num_standing = families_to_run(design, standing, steps=numbers(steps), pattern=pattern)
     if repeat is not None:
         if steps or pattern != "*":
             raise click.UsageError("--repeat picks from all that stands: leave --steps and --families out")
@@ -253,8 +173,7 @@ def work(folder: Path, at_once: int | None, threads: int, max_minutes: float | N
     """
     from app.sweep.work import Worker
 
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _interrupt)
+    end_as_by_ctrl_c()
     worker = Worker(
         folder=folder, num_at_once=at_once or max(1, len(os.sched_getaffinity(0)) // threads), num_threads=threads,
         corpus_dir=corpus_dir, say=_say,
@@ -283,13 +202,13 @@ def collect(grid: Path, data_dir: Path, url: str | None, folders: tuple[Path, ..
     from app.sweep.collect import collect as collect_runs
     from app.sweep.from_dirs import collect_dirs
 
-    design = _design(grid)
+    design = design_of(grid)
     if folders:
         if url is not None:
             raise click.UsageError("--url and --from-dirs exclude each other: collect from one after the other")
         done = collect_dirs(folders, design, out)
     else:
-        with _service(data_dir, url) as client:
+        with service_over(data_dir, url) as client:
             done = collect_runs(ServiceRuns(client), design, out)
     if as_json:
         emit_json(vars(done))
@@ -311,7 +230,7 @@ def compare(grid: Path, folders: tuple[Path, ...], runs_dir: Path, as_json: bool
     """
     from app.sweep.repeats import compare as compare_runs
 
-    repeats = compare_runs(_design(grid), folders, runs_dir)
+    repeats = compare_runs(design_of(grid), folders, runs_dir)
     if as_json:
         emit_json([vars(repeat) | {"is_equal": repeat.is_equal} for repeat in repeats])
     else:
@@ -340,7 +259,7 @@ def check(grid: Path, runs_dir: Path, step: int | None, partial: bool, as_json: 
     """
     from app.sweep.check import check_runs
 
-    design = _design(grid)
+    design = design_of(grid)
     numbers = [known.number for known in design.grid.steps]
     if step is not None and step not in numbers:
         raise click.BadParameter(f"{step} is no step of the grid; use one of {numbers}", param_hint="--step")
@@ -357,45 +276,6 @@ def check(grid: Path, runs_dir: Path, step: int | None, partial: bool, as_json: 
         raise click.exceptions.Exit(1)
 
 
-def _design(path: Path) -> Design:
-    from app.sweep.bodies import check_design
-    from app.sweep.families import expand
-    from app.sweep.grid import read_grid
-
-    design = expand(read_grid(path))
-    check_design(design)
-    return design
-
-
-@contextlib.contextmanager
-def _service(data_dir: Path, url: str | None) -> Iterator[Growthlaw]:
-    """A client of the service at ``url``, or of one over ``data_dir`` that runs as long as the block."""
-    from app.client import Growthlaw
-    from app.service_process import ServiceDidNotStart, running_service
-
-    if url is not None:
-        with Growthlaw(url) as client:
-            yield client
-        return
-    try:
-        with running_service(data_dir) as client:
-            yield client
-    except ServiceDidNotStart as error:
-        raise click.ClickException(str(error)) from None
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise click.BadParameter(f"is {text!r}; write step numbers such as 1,2", param_hint="--steps") from None
-
-
 def _say(text: str) -> None:
     """A line at once, also into a pipe."""
     print(text, flush=True)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """Being told to end, or losing the terminal, pauses the runs just as Ctrl-C does."""
-    raise KeyboardInterrupt

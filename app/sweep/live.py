@@ -11,7 +11,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from app.sweep.costs import hours
 from app.sweep.runner import Run, Sweep
 
 
@@ -51,11 +50,12 @@ def display(console: Console) -> Iterator[Lines]:
 
 def _bar(sweep: Sweep) -> Table:
     row = Table.grid(padding=(0, 1))
-    done, total = sweep.done_core_seconds, sweep.total_core_seconds
+    done, total = sweep.done_work, sweep.total_work
+    said = f"{done:.3g} of {total:.3g} FLOPs"
+    if sweep.unit == "core-seconds":
+        said = f"{done / 3600:.2f} of {total / 3600:.2f} core-hours"
     row.add_row(
-        ProgressBar(total=total, completed=done, width=40),
-        f"{done / total:5.1%}",
-        f"{done / 3600:.2f} of {total / 3600:.2f} core-hours, {hours(sweep.seconds_left())} left",
+        ProgressBar(total=total, completed=done, width=40), f"{done / total:5.1%}", f"{said}, {sweep.told_left()}"
     )
     return row
 
@@ -63,7 +63,7 @@ def _bar(sweep: Sweep) -> Table:
 def _runs(sweep: Sweep) -> Table:
     table = Table.grid(padding=(0, 2))
     for run in sweep.active.values():
-        table.add_row(Text(run.cell.name), f"{run.fraction:4.0%}", _said(run))
+        table.add_row(Text(run.task.name), f"{run.fraction:4.0%}", _said(run))
     return table
 
 

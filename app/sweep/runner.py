@@ -1,4 +1,4 @@
-"""Running a grid through the service: a few runs ahead of its cores, trunk first, then its legs.
+"""Runs through the service: a few ahead of its cores, of a grid trunk first, then its legs.
 
 Nothing of a sweep is kept but by the service: every run is asked for under a key made of its body, so the same command
 asks for the same runs, finds those that stand, resumes those that are paused and starts the rest. A failed or cancelled
@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Literal, Protocol
 
 from app.answers import Job
 from app.client import Growthlaw, NoService
 from app.service_process import bundled_corpus_job, pause_jobs
 from app.sweep.bodies import job_body, request_key
 from app.sweep.costs import core_seconds, hours, own_flops
-from app.sweep.families import Cell, Design, Family
+from app.sweep.families import Design, Family
 from app.sweep.grid import Grid
 from fitting.errors import InputError
 
@@ -33,15 +34,55 @@ MAX_SILENCES = 5
 # Before so many seconds the speed of this sweep itself is not known.
 SECONDS_TO_KNOW_SPEED = 20.0
 
+Unit = Literal["core-seconds", "FLOPs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A run to ask the service for.
+
+    Attributes:
+        body: of `POST /jobs`; told the run id of the trunk where it is a leg, None elsewhere.
+        work: of the run, in the sweep's unit.
+        compute_flops: of the run as its progress counts them; ``own_flops`` is the part that it trains itself.
+        legs: runs that leave this one when it has ended.
+    """
+
+    name: str
+    body: Callable[[str | None], dict[str, Any]]
+    work: float
+    compute_flops: float
+    own_flops: float
+    legs: tuple[Task, ...] = ()
+
+    @property
+    def whole_work(self) -> float:
+        return self.work + sum(leg.work for leg in self.legs)
+
+
+def grid_tasks(grid: Grid, families: Iterable[Family]) -> tuple[Task, ...]:
+    """The families' trunks in their order, with their legs; work is core-seconds of the plan."""
+    tasks = []
+    for family in families:
+        cells = [
+            Task(
+                name=cell.name, body=partial(job_body, grid, family, cell), work=core_seconds(grid, family, cell),
+                compute_flops=cell.compute_flops, own_flops=own_flops(family, cell),
+            )
+            for cell in family.cells
+        ]  # fmt: skip
+        trunk, *legs = cells
+        tasks.append(replace(trunk, legs=tuple(legs)))
+    return tuple(tasks)
+
 
 @dataclass(kw_only=True)
 class Run:
-    """A cell that the service has."""
+    """A task that the service has."""
 
-    family: Family
-    cell: Cell
+    task: Task
+    trunk_run_id: str | None
     attempt: int
-    core_seconds: float
     job: dict[str, Any]
     fraction: float = 0.0
     first_fraction: float | None = None
@@ -50,8 +91,8 @@ class Run:
         self.job = job
         progress = job.get("progress")
         if progress:
-            own = own_flops(self.family, self.cell)
-            self.fraction = min(1.0, max(0.0, 1 - (self.cell.compute_flops - progress["compute_flops"]) / own))
+            left = self.task.compute_flops - progress["compute_flops"]
+            self.fraction = min(1.0, max(0.0, 1 - left / self.task.own_flops))
         if self.first_fraction is None:
             self.first_fraction = self.fraction
 
@@ -65,17 +106,18 @@ class Display(Protocol):
 
 @dataclass(kw_only=True)
 class Sweep:
-    """Families on their way through the service.
+    """Runs on their way through the service.
 
     Attributes:
-        families: in the order in which they run.
-        results: cell name -> what became of it: a final loss in nats, or None where it diverged.
+        tasks: in the order in which they run.
+        unit: of all work; core-seconds of a plan say how long it takes before any of it has run, FLOPs do not.
+        results: name -> what became of it: a final loss in nats, or None where it diverged or never decays.
         failures: sentences on runs that failed twice, or that somebody paused.
     """
 
     client: Growthlaw
-    grid: Grid
-    families: tuple[Family, ...]
+    tasks: Sequence[Task]
+    unit: Unit
     display: Display
     num_slots: int = 1
     results: dict[str, float | None] = field(default_factory=dict)
@@ -83,29 +125,39 @@ class Sweep:
     active: dict[str, Run] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._pending = deque(self.families)
-        self._legs: deque[tuple[Family, Cell, str]] = deque()
-        self._worked_core_seconds = 0.0
-        self._done_core_seconds = 0.0
+        self._pending = deque(self.tasks)
+        self._legs: deque[tuple[Task, str]] = deque()
+        # Work of this sweep's own time, and all that is done with what stood before.
+        self._worked = 0.0
+        self._done = 0.0
         self._started = time.monotonic()
-        self.total_core_seconds = sum(
-            core_seconds(self.grid, family, cell) for family in self.families for cell in family.cells
-        )
+        self.total_work = sum(task.whole_work for task in self.tasks)
 
     # --- how far it is -----------------------------------------------------------------------------------------
 
     @property
-    def done_core_seconds(self) -> float:
-        """Core-seconds of the plan that are done, running runs by their share."""
-        return self._done_core_seconds + sum(run.fraction * run.core_seconds for run in self.active.values())
+    def done_work(self) -> float:
+        """Work that is done, running runs by their share."""
+        return self._done + sum(run.fraction * run.task.work for run in self.active.values())
 
-    def seconds_left(self) -> float:
-        """By the speed of this sweep so far; by the plan's where that is not known yet."""
-        running = sum((run.fraction - (run.first_fraction or 0)) * run.core_seconds for run in self.active.values())
-        worked, elapsed = self._worked_core_seconds + running, time.monotonic() - self._started
-        known = worked > 0 and elapsed > SECONDS_TO_KNOW_SPEED
-        speed = worked / elapsed if known else float(self.num_slots)
-        return max(0.0, self.total_core_seconds - self.done_core_seconds) / speed
+    @property
+    def work_left(self) -> float:
+        return max(0.0, self.total_work - self.done_work)
+
+    def seconds_left(self) -> float | None:
+        """By the speed of this sweep so far; by the plan's where that is not known yet, None where there is none."""
+        running = sum((run.fraction - (run.first_fraction or 0)) * run.task.work for run in self.active.values())
+        worked, elapsed = self._worked + running, time.monotonic() - self._started
+        if worked > 0 and elapsed > SECONDS_TO_KNOW_SPEED:
+            return self.work_left / (worked / elapsed)
+        if self.unit == "core-seconds" or self.work_left == 0:
+            return self.work_left / self.num_slots
+        return None
+
+    def told_left(self) -> str:
+        """The time left in words."""
+        seconds = self.seconds_left()
+        return "time left not known yet" if seconds is None else f"{hours(seconds)} left"
 
     # --- the loop ----------------------------------------------------------------------------------------------
 
@@ -139,21 +191,19 @@ class Sweep:
         while len(self.active) < self.num_slots + NUM_QUEUED_AHEAD:
             # A leg ends its family, so it goes before the next trunk.
             if self._legs:
-                family, cell, trunk_run_id = self._legs.popleft()
-                self._start(family, cell, trunk_run_id, 0)
+                leg, trunk_run_id = self._legs.popleft()
+                self._start(leg, trunk_run_id, 0)
             elif self._pending:
-                family = self._pending.popleft()
-                self._start(family, family.trunk, None, 0)
+                self._start(self._pending.popleft(), None, 0)
             else:
                 return
 
-    def _start(self, family: Family, cell: Cell, trunk_run_id: str | None, attempt: int) -> None:
-        body = job_body(self.grid, family, cell, trunk_run_id)
+    def _start(self, task: Task, trunk_run_id: str | None, attempt: int) -> None:
+        body = task.body(trunk_run_id)
         job: Job = self.client.train(body, idempotency_key=request_key(body, attempt))
         if job["state"] == "paused":
             job = self.client.resume(job["id"])
-        seconds = core_seconds(self.grid, family, cell)
-        run = Run(family=family, cell=cell, attempt=attempt, core_seconds=seconds, job=job)
+        run = Run(task=task, trunk_run_id=trunk_run_id, attempt=attempt, job=job)
         self.active[job["id"]] = run
         if job["state"] in ENDED:
             run.first_fraction = 1.0
@@ -165,39 +215,36 @@ class Sweep:
             self._end(run, job)
         elif job["state"] == "paused":
             del self.active[job["id"]]
-            self.failures.append(f"{run.cell.name} ({job['id']}) was paused by somebody; the same command resumes it")
+            self.failures.append(f"{run.task.name} ({job['id']}) was paused by somebody; the same command resumes it")
 
     def _end(self, run: Run, job: dict[str, Any]) -> None:
         del self.active[job["id"]]
-        family, cell = run.family, run.cell
+        task = run.task
         stored = self.client.run(job["run_id"])
         if job["state"] == "succeeded":
-            self._finish(run, stored["final_loss"])
-            if cell is family.trunk:
-                self._legs.extend((family, leg, job["run_id"]) for leg in family.legs)
+            self._finish(run, stored)
+            self._legs.extend((leg, job["run_id"]) for leg in task.legs)
         elif stored["status"] == "diverged":
-            self._finish(run, None)
-            if cell is family.trunk and family.legs:
-                self.display.say(f"{family.name}: its trunk diverged, and with it {len(family.legs)} leg(s)")
-                for leg in family.legs:
-                    self._done_core_seconds += core_seconds(self.grid, family, leg)
+            self._finish(run, stored)
+            if task.legs:
+                self.display.say(f"{task.name}: this trunk diverged, and with it {len(task.legs)} leg(s)")
+                self._done += sum(leg.work for leg in task.legs)
         elif run.attempt + 1 < MAX_ATTEMPTS:
-            self.display.say(f"{cell.name} {job['state']}: {job['reason']}; it is tried once more")
-            trunk_run_id = stored["parent_run_id"]
-            self._start(family, cell, trunk_run_id, run.attempt + 1)
+            self.display.say(f"{task.name} {job['state']}: {job['reason']}; it is tried once more")
+            self._start(task, run.trunk_run_id, run.attempt + 1)
         else:
-            self.failures.append(f"{cell.name} ({job['id']}) {job['state']} twice: {job['reason']}")
+            self.failures.append(f"{task.name} ({job['id']}) {job['state']} twice: {job['reason']}")
             self.display.say(self.failures[-1])
 
-    def _finish(self, run: Run, final_loss: float | None) -> None:
-        self.results[run.cell.name] = final_loss
-        self._done_core_seconds += run.core_seconds
-        self._worked_core_seconds += (1 - (run.first_fraction or 0.0)) * run.core_seconds
-        ended = f"{final_loss:.4f} nats" if final_loss is not None else "diverged"
+    def _finish(self, run: Run, stored: Mapping[str, Any]) -> None:
+        final_loss = stored["final_loss"]
+        self.results[run.task.name] = final_loss
+        self._done += run.task.work
+        self._worked += (1 - (run.first_fraction or 0.0)) * run.task.work
+        ended = f"{final_loss:.4f} nats" if final_loss is not None else stored["status"]
         told = "" if run.first_fraction != 1.0 else " (stood)"
         self.display.say(
-            f"{run.cell.name}  {ended}{told}  {self.done_core_seconds / self.total_core_seconds:.1%} done, "
-            f"{hours(self.seconds_left())} left"
+            f"{run.task.name}  {ended}{told}  {self.done_work / self.total_work:.1%} done, {self.told_left()}"
         )
 
 

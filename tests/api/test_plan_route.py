@@ -107,6 +107,7 @@ def test_the_next_runs_are_ready_to_be_started(client: TestClient) -> None:
         # As the cohort's own run was trained, whose recipe it would otherwise be refused for.
         assert (body.cohort, body.corpus, body.num_validation_windows) == ("hidden64", "demo", 77)
         assert (body.training.weight_decay, body.training.peak_lr) == (0.2, 4e-3)
+        assert body.init_seed == body.data_seed
         model = model_spec(body.model, MANIFEST, "/model")
         spent = body.training.tokens * flops_per_token(model)
         if body.growth is not None:
@@ -115,6 +116,16 @@ def test_the_next_runs_are_ready_to_be_started(client: TestClient) -> None:
             spent += body.growth.growth_timing_tokens * flops_per_token(base)
         assert spent == pytest.approx(run["compute_flops"], rel=1e-3)
     assert answer == asked(client, max_steps=3)
+
+
+def test_no_planned_run_repeats_a_standing_one_bit_for_bit(client: TestClient) -> None:
+    """Of a table of one seed; a design that the plan makes twice has two fresh seeds."""
+    used = {
+        run["init_seed"] for run in client.get("/runs", params={"cohort": "hidden64", "limit": 1000}).json()["data"]
+    }
+    jobs = [run["job"] for step in asked(client, max_steps=6)["steps"] for run in step["runs"]]
+    assert used & {job["init_seed"] for job in jobs} == set()
+    assert len({json.dumps(job, sort_keys=True) for job in jobs}) == len(jobs)
 
 
 MANIFEST = Manifest(
