@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -16,6 +15,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.contract import NO_SPACE_ERRNOS
 from app.observe.requests import REQUEST_ID_HEADER, current_request_id
 from fitting.errors import InputError
 from fitting.recommendation.request import NOT_YET
@@ -222,7 +222,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(OSError)
     def on_disk_trouble(request: Request, error: OSError) -> JSONResponse:
         log.error("disk_trouble", path=request.url.path, error=str(error))
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in NO_SPACE_ERRNOS:
             return _response(507, "no space is left in the data directory; free some and try again")
         return _response(500, "a file could not be read or written; the service's log says which")
 

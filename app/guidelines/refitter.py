@@ -1,8 +1,10 @@
 """What a service does about refits: collects the asking, starts the process that fits, tells how it went.
 
     due = min(last asking + w, first asking + 10 w),   w = refit_after_seconds
+    and not before the end of the last refit + the seconds it took, unless it was asked for by hand
 
-Runs that end shortly after one another make one refit, and a stream that never pauses is still refitted. A process that was
+Runs that end shortly after one another make one refit, and a stream that never pauses is still refitted, but no more than half
+of the time goes into fitting: the wait grows with what a refit takes. A process that was
 killed is started again, three times in all, and then the refit is told as failed; the next run that ends asks anew. At start
 every cohort is looked at, and refits that a killed service left are taken up.
 """
@@ -46,6 +48,7 @@ class _Asked:
     reasons: list[str] = field(default_factory=list)
     num_attempts: int = 0
     num_waits: int = 0
+    hurried: bool = False
     asked_at: str = field(default_factory=utc_now)
 
     @property
@@ -85,6 +88,7 @@ class Refitter:
         self._changed = threading.Condition()
         self._halt = False
         self._process: RefitProcess | None = None
+        self._rested_at = 0.0
         self._thread = threading.Thread(target=self._loop, name="refitter", daemon=True)
 
     def start(self) -> None:
@@ -145,6 +149,7 @@ class Refitter:
                 self._waiting.append(asked)
             asked.reasons.append(reason)
             asked.latest = now if at_once else asked.latest
+            asked.hurried |= at_once
             asked.due = min(now + self._after, asked.latest)
             self._changed.notify()
 
@@ -162,16 +167,19 @@ class Refitter:
             while not self._halt:
                 now = time.monotonic()
                 due: dict[str, _Asked] = {}
-                for asked in sorted(self._waiting, key=lambda one: one.due):
-                    if asked.due <= now:
+                for asked in sorted(self._waiting, key=self._due):
+                    if self._due(asked) <= now:
                         due.setdefault(asked.cohort, asked)
                 if due:
                     batch = list(due.values())
                     self._waiting = [asked for asked in self._waiting if asked not in batch]
                     return batch
-                soonest = min((asked.due for asked in self._waiting), default=None)
+                soonest = min(map(self._due, self._waiting), default=None)
                 self._changed.wait(timeout=None if soonest is None else max(0.0, soonest - now))
             return None
+
+    def _due(self, asked: _Asked) -> float:
+        return asked.due if asked.hurried else max(asked.due, self._rested_at)
 
     def _refit(self, batch: list[_Asked]) -> None:
         left = {asked.cohort: asked for asked in batch}
@@ -180,7 +188,11 @@ class Refitter:
             if not asked.is_quiet:
                 self._record(asked, state="running", started_at=utc_now(), num_attempts=asked.num_attempts)
 
+        took = 0.0
+
         def on_done(answer: dict[str, Any]) -> None:
+            nonlocal took
+            took += answer["seconds"]
             asked = left.pop(answer["cohort"], None)
             if asked is not None:
                 self._told(asked, answer)
@@ -191,6 +203,7 @@ class Refitter:
             self._process = self._start_process(self._database, list(left))
         trouble = self._process.run(on_done)
         self._process = None
+        self._rested_at = time.monotonic() + took
         if self._halt or not left:
             return
         first, *others = left.values()

@@ -27,7 +27,7 @@ from fitting.conventions import TIE_NATS
 from fitting.errors import InputError
 from fitting.guideline import Guideline
 from fitting.layers import BaseOption, base_options
-from fitting.recommendation.arms import FACTOR_SLACK, single_sizes
+from fitting.recommendation.arms import on_offer, single_sizes
 from fitting.recommendation.from_laws import budget_of, smallest_run, tried_factors
 from fitting.recommendation.losses import Losses
 from fitting.recommendation.optimum import losses_at
@@ -114,13 +114,11 @@ def _weighed(request: Request, guideline: Guideline, losses: Losses, weight: flo
     arms = [Arm(kind="smaller", params=float(size)) for size in sizes[:-1]]
     arms.append(Arm(kind="scratch", params=target.params))
     columns = [singles]
-    low, high = tried_factors(guideline)
-    for base in base_options(target, request.growth_factors):
+    bases = [base for base in base_options(target, request.growth_factors) if budget.timings(base) is not None]
+    # As in an answer: a factor that was never run is no arm where one that was is on offer.
+    for base in on_offer(bases, lambda base: base.growth_factor, tried_factors(guideline)):
         span = budget.timings(base)
-        # As an answer would: a factor that was never run is no arm, unless it is asked for.
-        tried = low / FACTOR_SLACK <= base.growth_factor <= high * FACTOR_SLACK
-        if span is None or not (tried or request.growth_factors):
-            continue
+        assert span is not None
         log_timings = np.linspace(np.log(span[0]), np.log(span[1]), _TIMINGS)
         columns.append(losses_at(losses, [(budget, base)], log_timings[None, :])[:, 0, :])
         arms += [

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import scipy  # its parts load when they are first used: a service starts sooner
@@ -26,6 +27,8 @@ from fitting.layers import BaseOption, Target, single_size_flops_per_token, sing
 from fitting.recommendation.answer import Decision
 from fitting.recommendation.losses import Array, Losses
 from fitting.recommendation.optimum import Optimum, best_timings
+
+T = TypeVar("T")
 
 _SMALLER = 0.99
 # Layer counts that do not divide give factors such as 4.07 where 4 was meant.
@@ -62,7 +65,7 @@ class Arms:
     @cached_property
     def best(self) -> Optimum | None:
         """The base to recommend: the lowest expected loss; ties go to whole blocks, whose links all stay as trained."""
-        candidates = [optimum for optimum in self.optima if self._was_tried(optimum)] or list(self.optima)
+        candidates = on_offer(self.optima, lambda optimum: optimum.base.growth_factor, self.tried)
         lowest = min((optimum.loss_nats for optimum in candidates), default=0.0)
         tied = [optimum for optimum in candidates if optimum.loss_nats <= lowest + TIE_NATS]
         return min(tied, key=lambda optimum: (not optimum.base.exact, optimum.loss_nats), default=None)
@@ -74,10 +77,6 @@ class Arms:
         if lowest is None or self.best is None or lowest.loss_nats >= self.best.loss_nats - TIE_NATS:
             return None
         return lowest
-
-    def _was_tried(self, optimum: Optimum) -> bool:
-        low, high = self.tried
-        return low / FACTOR_SLACK <= optimum.base.growth_factor <= high * FACTOR_SLACK
 
     @property
     def oversized(self) -> bool:
@@ -94,6 +93,13 @@ class Arms:
         if grown < self.scratch.loss_nats - TIE_NATS:
             return "grow"
         return "smaller" if self.oversized else "scratch"
+
+
+def on_offer(options: Sequence[T], growth_factor: Callable[[T], float], tried: Range) -> list[T]:
+    """The options whose growth factor is one of those tried, lowest to highest; all of them where none is."""
+    low, high = tried
+    inside = [one for one in options if low / FACTOR_SLACK <= growth_factor(one) <= high * FACTOR_SLACK]
+    return inside or list(options)
 
 
 def arms(

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from logged_model import CONFIG, F_BASE, F
 
 from app.main import create_app
 from app.settings import Settings
-from fitting.flops import Shape, flops_per_token
 
-LOGS = Path(__file__).parents[1] / "ingest" / "logs"
-CONFIG = {
-    "model_type": "llama", "num_hidden_layers": 8, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 128, "vocab_size": 1000, "max_position_embeddings": 128,
-}  # fmt: skip
-SHAPE = Shape(
-    num_layers=8,
-    hidden_size=64,
-    num_heads=4,
-    num_kv_heads=2,
-    intermediate_size=128,
-    vocab_size=1000,
-    context_length=128,
-)
-F, F_BASE = flops_per_token(SHAPE), flops_per_token(SHAPE.with_layers(2))
 CSV = "step,loss,val\n" + "".join(f"{step},{5 - step / 50},{5.1 - step / 50}\n" for step in range(10, 101, 10))
 
 

@@ -94,6 +94,21 @@ def test_the_arm_chosen_is_the_answers(fitted: Guideline) -> None:
         assert decision.regret_nats == pytest.approx(decision.regrets[:, decision.chosen].mean())
 
 
+def test_a_factor_never_run_is_an_arm_only_where_none_that_was_is_on_offer(fitted: Guideline) -> None:
+    """Of x4, which the runs hold, and x8: as in an answer, which then recommends the x4."""
+
+    def factors(*asked: float) -> set[float]:
+        request = Request(target_shape=SHAPE, token_budget=2e6, growth_factors=asked)
+        growths = {arm.base.growth_factor for arm in decision_of(request, fitted).arms if arm.base is not None}
+        assert recommend(request, fitted).growth_factor in {*growths, None}
+        return growths
+
+    low, high = fitted.known.growth_factor or (0, 0)
+    assert high < 8
+    assert factors(low, 8) == {low}
+    assert factors(8) == {8}
+
+
 def test_a_nat_is_priced_by_the_scratch_curve(fitted: Guideline) -> None:
     """Against the tokens at which the curve itself is one small step lower."""
     request = Request(target_shape=SHAPE, token_budget=4e6)

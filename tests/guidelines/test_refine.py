@@ -31,22 +31,6 @@ from fitting.rules import RULES
 WIDTHS, BUDGETS = (48, 96), (5, 10, 20)
 
 
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url)
-    opened.migrate()
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[Database]:
-    opened = Database(sqlite_url(tmp_path))
-    opened.migrate()
-    yield opened
-    opened.close()
-
-
 def refined(database: Database) -> GuidelineRow:
     """The version that a refit stored."""
     done = refine(database, COHORT, outer_scores=False)

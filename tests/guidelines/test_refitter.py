@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +20,11 @@ from app.guidelines.process import RefitProcess
 from app.guidelines.refitter import Refitter
 from app.store import guidelines as guideline_store
 from app.store import refits as refit_store
-from app.store.database import Database, sqlite_url
+from app.store.database import Database
 from app.store.tables import RefitRow
 
 ROOT = Path(__file__).parents[2]
 Until = Callable[..., Any]
-
-
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    opened = Database(database_url)
-    opened.migrate()
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path) -> Iterator[Database]:
-    opened = Database(sqlite_url(tmp_path))
-    opened.migrate()
-    yield opened
-    opened.close()
 
 
 class Starter:
@@ -110,6 +95,39 @@ def test_a_stream_without_a_pause_is_refitted_all_the_same(sqlite: Database, unt
         until(one_more, "a refit amid the stream")
     finally:
         refitter.stop()
+
+
+def test_the_wait_is_at_least_what_the_last_refit_took(sqlite: Database, until: Until) -> None:
+    """In a stream that asks all the time; what is asked for by hand does not wait."""
+    took: list[float] = []
+    refitter = Refitter(sqlite, after_seconds=0)
+    refitter.on_ended = lambda outcome, seconds: took.extend([seconds] if outcome == "stored" else [])
+    refitter.start()
+    truth = Truth(HELPS)
+    truth.count = 10
+    pair(sqlite)
+    try:
+
+        def refitted(number: int) -> list[RefitRow]:
+            if not refitter.process_id:
+                arrive(sqlite, [truth.grown(48, 5, 0.1 + 0.001 * truth.count)])
+            refitter.ask(COHORT)
+            done = refits(sqlite, "succeeded")
+            return done if len(done) >= number else []
+
+        rows = until(lambda: refitted(3), "three refits of a stream")
+        by_hand = refitter.ask_now(COHORT, "by hand")
+        until(lambda: by_hand.id in {row.id for row in refits(sqlite, "succeeded", "unchanged")}, "the one by hand")
+    finally:
+        refitter.stop()
+    ended = sorted((_instant(row.started_at), _instant(row.finished_at)) for row in rows)
+    for (_, finished), (started, _), seconds in zip(ended, ended[1:], took, strict=False):
+        # Both clocks count to the millisecond.
+        assert started - finished >= seconds - 0.002
+
+
+def _instant(text: str | None) -> float:
+    return datetime.fromisoformat(str(text)).timestamp()
 
 
 def test_a_killed_process_is_started_again(sqlite: Database, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
+from logged_model import BASE, CONFIG, F_BASE, LOGS, TARGET, F
 
 from app.ingest.build import build_runs
 from app.ingest.imported import ImportedRun, ImportFiles, ImportOptions
 from app.ingest.logs.rows import ColumnMap, LogFile
 from fitting.errors import InputError
-from fitting.flops import Shape, flops_per_token, non_embedding_params
+from fitting.flops import non_embedding_params
 
-LOGS = Path(__file__).parent / "logs"
-CONFIG = {
-    "model_type": "llama", "num_hidden_layers": 8, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 128, "vocab_size": 1000, "max_position_embeddings": 128,
-}  # fmt: skip
-TARGET = Shape(
-    num_layers=8,
-    hidden_size=64,
-    num_heads=4,
-    num_kv_heads=2,
-    intermediate_size=128,
-    vocab_size=1000,
-    context_length=128,
-)
-BASE = TARGET.with_layers(2)
-F, F_BASE = flops_per_token(TARGET), flops_per_token(BASE)
 LOSS = ColumnMap(column="loss", metric="train_loss", unit="nats")
 VALIDATION = ColumnMap(column="val", metric="validation_loss", dataset="web", unit="nats")
 
