@@ -328,12 +328,57 @@ class Support(Answer):
     reason: str
 
 
+class LossQuantiles(Answer):
+    p10: float
+    p50: float
+    p90: float
+
+
+class Regret(Answer):
+    """The largest in any draw; `flops` is what scratch would need to make up for it."""
+
+    nats: float
+    flops: float | None
+    gpu_hours: float | None
+    num_draws: int
+
+
+class ArmOutcome(Answer):
+    """One row of the decision; all rows cost the same compute."""
+
+    parts: ClassVar[Mapping[str, type[Answer]]] = {"loss_nats": LossQuantiles, "worst_regret": Regret}
+    arm: str
+    params: float | None
+    num_layers: int | None
+    growth_factor: float | None
+    growth_timing_tokens: float | None
+    tokens: float | None
+    base_flops: float | None
+    compute_flops: float | None
+    gpu_hours: float | None
+    paid_base_gpu_hours: float | None
+    loss_nats: LossQuantiles | None
+    no_loss_reason: str | None
+    chance_to_beat_scratch: float | None
+    no_chance_reason: str | None
+    worst_regret: Regret | None
+
+
+class Pilot(Answer):
+    sentence: str
+    target_params: float
+    token_budget: float
+    num_runs: int
+    compute_flops: float
+    gpu_hours: float | None
+
+
 class Recommendation(Answer):
     """The first fields of the answer of `POST /recommend`; what needs fitted laws and every deeper part stays an item."""
 
     parts: ClassVar[Mapping[str, type[Answer]]] = {
         "base_model": Model, "target_model": Model, "flops": Flops, "expected": Expected, "best_fixed_size": FixedSize,
-        "support": Support,
+        "support": Support, "arms": ArmOutcome, "pilot": Pilot,
     }  # fmt: skip
     guideline: Json
     decision: str
@@ -352,6 +397,8 @@ class Recommendation(Answer):
     support: Support
     alternatives: list[Json]
     warnings: list[str]
+    arms: list[ArmOutcome]
+    pilot: Pilot | None
 
 
 class KeptSummary(Answer):

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from fitting.budget import Budget
 from fitting.layers import BaseOption, Target
-from fitting.recommendation.support import Support
+from fitting.recommendation.support import Pilot, Support
 
 Decision = Literal["grow", "scratch", "smaller", "infeasible"]
+ArmName = Literal["scratch", "best_fixed_size", "grown", "grown_sunk_base"]
 Interval = tuple[float, float]
 
 
@@ -140,6 +141,54 @@ class Stakes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossQuantiles:
+    """One run's final loss in nats: its 10th, 50th and 90th percentile."""
+
+    p10: float
+    p50: float
+    p90: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regret:
+    """The largest regret of a choice in any of ``num_draws`` draws of the laws, against the best choice there.
+
+    ``flops`` is what scratch training would need to make up for it; None where scratch never gets there in some draw.
+    """
+
+    nats: float
+    flops: float | None
+    gpu_hours: float | None
+    num_draws: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmOutcome:
+    """One arm of the decision, at the same compute as the others: what it costs and where it may end.
+
+    Sizes and costs are None where the arm cannot be run or its size is not known; ``no_loss_reason`` and
+    ``no_chance_reason`` say why no loss or no chance is given. ``tokens`` are those of the last phase. ``base_flops`` is all
+    of the base's compute, ``paid_base_gpu_hours`` the part that the budget pays for before growth.
+    """
+
+    arm: ArmName
+    params: float | None = None
+    num_layers: int | None = None
+    growth_factor: float | None = None
+    growth_timing_tokens: float | None = None
+    tokens: float | None = None
+    base_flops: float | None = None
+    compute_flops: float | None = None
+    gpu_hours: float | None = None
+    paid_base_gpu_hours: float | None = None
+    loss_nats: LossQuantiles | None = None
+    no_loss_reason: str | None = None
+    chance_to_beat_scratch: float | None = None
+    no_chance_reason: str | None = None
+    worst_regret: Regret | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reach:
     """What one arm needs to reach a loss. Numbers are None where it is not expected to get there within what the guideline
     knows; ``reason`` then says so.
@@ -203,7 +252,8 @@ class Newer:
 class Recommendation:
     """What :func:`fitting.recommendation.recommend` returns; ``to_dict`` is the HTTP contract's body.
 
-    The fields after ``warnings`` need fitted laws, but for ``recipe``; ``to_reach`` answers a question for a loss.
+    The fields after ``warnings`` need fitted laws, but for ``recipe``, ``arms`` and ``pilot``; ``to_reach`` answers a question
+    for a loss. ``pilot`` stands where the question is unsupported.
     ``growth_timing_range`` is near-optimal on the mean, ``growth_timing_interval`` where the draws' own best timings lie.
     ``newer`` is set by who holds a newer version than the one asked.
     """
@@ -229,6 +279,8 @@ class Recommendation:
     fade: tuple[Fade, ...] = ()
     decision_points: tuple[DecisionPoint, ...] = ()
     stakes: Stakes | None = None
+    arms: tuple[ArmOutcome, ...] = ()
+    pilot: Pilot | None = None
     recipe: Mapping[str, Setting] = field(default_factory=dict)
     borrowed: tuple[str, ...] = ()
     to_reach: LossGoal | None = None

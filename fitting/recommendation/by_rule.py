@@ -16,9 +16,10 @@ from fitting.recommendation.answer import (
     flops_of,
     target_model,
 )
+from fitting.recommendation.outcomes import outcomes_without_losses
 from fitting.recommendation.recipe import recipe
 from fitting.recommendation.request import Request
-from fitting.recommendation.support import pilot_sentence, support
+from fitting.recommendation.support import pilot, support
 from fitting.rules import RULES, Plan, RuleDecision
 
 # Speedups at equal loss printed in arXiv 2405.15319 for 410M to 7B targets (d = 10B, g = 4, losses in the middle of one
@@ -61,6 +62,7 @@ def answer_by_rule(request: Request, guideline: Guideline, first_warnings: Seque
     if chosen.decision == "infeasible" and chosen.needed_token_budget is None:
         warnings.append("No token budget up to 1e24 tokens makes this rule feasible for this target.")
     warnings += _warnings(request, guideline, graded.grade, chosen)
+    by_accounting = {name: _accounting(decision, plan(bases, name == "sunk")) for name, decision in decisions.items()}
     return Recommendation(
         guideline=guideline.summary(),
         decision=chosen.decision,
@@ -75,15 +77,21 @@ def answer_by_rule(request: Request, guideline: Guideline, first_warnings: Seque
         expected=_expected(request, guideline, graded.grade, chosen),
         best_fixed_size=None,
         target_oversized=None,
-        by_accounting={
-            name: _accounting(decision, plan(bases, name == "sunk")) for name, decision in decisions.items()
-        },
+        by_accounting=by_accounting,
         support=graded,
         alternatives=tuple(
             _alternative(base, rule.decide(plan((base,), base_is_sunk)), plan((base,), base_is_sunk)) for base in bases
         ),
         warnings=tuple(warnings),
         recipe=recipe(guideline, target, base, d, grown_tokens) if base and d and grown_tokens else {},
+        arms=outcomes_without_losses(
+            request,
+            {name: plan(bases, name == "sunk").budget for name in decisions},
+            by_accounting,
+            f"{guideline.name} predicts no losses",
+            {name: one.base.flops_per_token for name, one in decisions.items() if one.base is not None},
+        ),
+        pilot=pilot(request) if graded.grade == "unsupported" else None,
     )  # fmt: skip
 
 
@@ -135,7 +143,7 @@ def _warnings(request: Request, guideline: Guideline, grade: str, decision: Rule
                 f"and {known.compute_flops[0]:.2g} to {known.compute_flops[1]:.2g} FLOPs; beyond, its timing is a "
                 "prior without a tested range, and no gain or chance is given."
             )
-        sentences.append(pilot_sentence(request))
+        sentences.append(pilot(request).sentence)
     if decision.growth_timing_range is not None and decision.decision == "grow":
         sentences.append(
             "growth_timing_range is what rounding the published constants moves; the fit came without error bars."

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.special import ndtr
 
 from fitting.budget import Budget
 from fitting.conventions import INTERVAL_LEVEL, TIE_NATS
@@ -31,13 +30,12 @@ from fitting.recommendation.answer import (
 from fitting.recommendation.arms import Arms, arms, fewest_flops
 from fitting.recommendation.losses import Losses
 from fitting.recommendation.optimum import Optimum
+from fitting.recommendation.outcomes import PAIRS_FOR_A_CHANCE, chance_below, outcomes_from_laws
 from fitting.recommendation.recipe import recipe
 from fitting.recommendation.request import Request
 from fitting.recommendation.support import Support, grade_at, support
 from fitting.rules.gstack import FACTORS_FOUND_GOOD
 
-# A probability needs at least this many pairs that were predicted before they were seen.
-PAIRS_FOR_A_CHANCE = 10
 # The token budgets at which to show how the gain fades, as multiples of the one asked about.
 _FADE_BUDGETS = (0.25, 1.0, 4.0)
 _BISECTION_DRAWS = 50
@@ -104,6 +102,7 @@ def answer_from_laws(request: Request, guideline: Guideline, losses: Losses) -> 
         if best is not None and grow
         else (),
         stakes=_stakes(request, delta, speedup, budget),
+        arms=outcomes_from_laws(request, guideline, losses, budgets, found, by_law=far),
         recipe=recipe(guideline, target, best.base, best.timing_tokens, best.grown_tokens) if best and grow else {},
         borrowed=guideline.borrowed,
     )
@@ -172,13 +171,10 @@ def _expected(
         speedup=middle,
         speedup_interval=summaries.finite_interval(speedup),
         saved_target_tokens=None if middle is None else middle * budget.compute_flops / budget.target.flops_per_token,
-        chance_growth_helps=_chance(best.losses - weighed.scratch.losses, losses.delta_noise_nats) if enough else None,
+        chance_growth_helps=chance_below(best.losses - weighed.scratch.losses, losses.delta_noise_nats)
+        if enough
+        else None,
     )
-
-
-def _chance(delta: summaries.Array, noise_nats: float) -> float:
-    """Share of pairs of runs in which the grown one would end lower."""
-    return float(ndtr(-delta / noise_nats).mean())
 
 
 def _accounting(weighed: Arms, deltas: Deltas, budget: Budget) -> Accounting:

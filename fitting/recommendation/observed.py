@@ -37,6 +37,8 @@ from fitting.recommendation.answer import (
     base_model,
     target_model,
 )  # fmt: skip
+from fitting.recommendation.from_laws import budget_of
+from fitting.recommendation.outcomes import outcomes_without_losses
 from fitting.recommendation.recipe import recipe
 from fitting.recommendation.request import Request
 from fitting.recommendation.support import support
@@ -134,6 +136,13 @@ def answer_from_observation(request: Request, guideline: Guideline, pairs: Seque
         alternatives=_alternatives(request, guideline, pairs),
         warnings=tuple(_warnings(request, guideline, best, pairs, interval, smaller, oversized, by_accounting)),
         recipe=recipe(guideline, target, _base(best), best.growth_timing_tokens, grown_tokens) if grow else {},
+        arms=outcomes_without_losses(
+            request,
+            {name: budget_of(request, base_is_sunk=name == "sunk") for name in by_accounting},
+            by_accounting,
+            f"{guideline.name} is provisional: it repeats what was observed and predicts nothing",
+            dict.fromkeys(by_accounting, _base(best).flops_per_token),
+        ),
     )  # fmt: skip
 
 

@@ -30,6 +30,8 @@ Grade = Literal["interpolation", "mild", "far", "unsupported"]
 INTERPOLATION_SLACK = 1.02
 MILD_LIMIT = 4.0
 FAR_LIMIT = 30.0
+# A pilot is this much smaller, and this much shorter, than the plan; its runs are scratch, grown and base alone.
+_PILOT_CUT, _PILOT_RUNS = 5, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,21 @@ class Support:
     grade: Grade
     distances: dict[str, float | None]
     reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pilot:
+    """The cheapest pilot that would let a guideline answer: runs of a smaller target at equal FLOPs.
+
+    ``compute_flops`` and ``gpu_hours`` are those of all its runs together.
+    """
+
+    sentence: str
+    target_params: float
+    token_budget: float
+    num_runs: int
+    compute_flops: float
+    gpu_hours: float | None
 
 
 def distance(value: float, known: Range | None) -> float | None:
@@ -96,14 +113,19 @@ def _reason(guideline: Guideline, axis: str, largest: float) -> str:
     return f"The question lies {amount} outside what {guideline.name} knows in {axis.replace('_', ' ')}."
 
 
-def pilot_sentence(request: Request) -> str:
+def pilot(request: Request) -> Pilot:
     """The cheapest pilot that brings the question within "far": a fifth of the size on a fifth of the tokens.
 
     Both cut together keep the tokens per parameter; three arms at C / 25 each.
     """
-    return (
-        f"The cheapest pilot that would help: a target of {quantity(request.target.params / 5)} parameters on "
-        f"{quantity(request.token_budget / 5)} tokens, three runs at equal FLOPs (scratch, grown, base alone), about "
-        f"{3 / 25:.0%} of this budget's compute in all; it brings the question from unsupported to far (25x in "
-        "compute)."
+    params, tokens = request.target.params / _PILOT_CUT, request.token_budget / _PILOT_CUT
+    compute = _PILOT_RUNS * request.compute_flops / _PILOT_CUT**2
+    sentence = (
+        f"The cheapest pilot that would help: a target of {quantity(params)} parameters on {quantity(tokens)} tokens, three "
+        f"runs at equal FLOPs (scratch, grown, base alone), about {_PILOT_RUNS / _PILOT_CUT**2:.0%} of this budget's compute "
+        f"in all; it brings the question from unsupported to far ({_PILOT_CUT**2}x in compute)."
     )
+    return Pilot(
+        sentence=sentence, target_params=params, token_budget=tokens, num_runs=_PILOT_RUNS, compute_flops=compute,
+        gpu_hours=None if request.hardware is None else request.hardware.gpu_hours(compute),
+    )  # fmt: skip

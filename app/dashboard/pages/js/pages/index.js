@@ -1,0 +1,106 @@
+// The front page: a question on the left, its answer, its one-pager and what can be done with it on the right.
+
+import { ApiError, listAll, post } from "../api.js";
+import { byId, debounce, fill, h } from "../dom.js";
+import { drawAnswer } from "../plan/answer.js";
+import { openCopy } from "../plan/copy.js";
+import { buildForm } from "../plan/form.js";
+import { openLaunch } from "../plan/launch.js";
+import { downloadCsv, drawOnePager } from "../plan/onepager.js";
+import { assumptionsOf, fieldAt, FieldError, keyOf, queryOf, questionOf, stateOf } from "../plan/state.js";
+import { failed, loading, startPage } from "../shell.js";
+import { readState, writeState } from "../url.js";
+
+// Long enough that a dragged slider does not ask at every pixel, short enough to feel at once.
+const ASK_AFTER_MS = 60;
+
+startPage();
+const places = Object.fromEntries(["answer", "actions", "one-pager", "landscape", "saved"].map((id) => [id, byId(id)]));
+let state = stateOf(readState());
+let current = null; // {key, question, answer} of the last question that was answered
+let asking = null;
+
+loading(places.answer, "the answer");
+const cohorts = await listAll("cohorts").catch(() => []);
+const form = buildForm(byId("question"), cohorts, (name, value) => {
+  state = { ...state, [name]: value };
+  writeState(queryOf(state));
+  form.show(state);
+  changed();
+});
+form.show(state);
+addEventListener("popstate", () => { state = stateOf(readState()); form.show(state); changed(); });
+await ask();
+
+function changed() {
+  if (current && current.key === keyOf(state)) return void draw();
+  askSoon();
+}
+
+const askSoon = debounce(ask, ASK_AFTER_MS);
+
+/** Ask the state's question; an answer that comes after a newer question was asked is dropped. */
+async function ask() {
+  asking?.abort();
+  const mine = new AbortController();
+  asking = mine;
+  const key = keyOf(state);
+  let question;
+  try {
+    question = questionOf(state);
+  } catch (error) {
+    if (!(error instanceof FieldError)) throw error;
+    form.tellErrors({ [error.field]: error.message });
+    return void unanswered();
+  }
+  places.answer.setAttribute("aria-busy", "true");
+  for (const place of [places.answer, places["one-pager"]]) place.classList.add("busy");
+  try {
+    const answer = await post("recommend", question, { signal: mine.signal });
+    current = { key, question, answer };
+    form.tellErrors({});
+    draw();
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    const errors = error instanceof ApiError && error.status === 422 ? fieldErrors(error) : null;
+    form.tellErrors(errors ?? {});
+    unanswered();
+    failed(places.answer, error, errors ? null : ask);
+  } finally {
+    if (asking === mine) {
+      places.answer.removeAttribute("aria-busy");
+      for (const place of [places.answer, places["one-pager"]]) place.classList.remove("busy");
+    }
+  }
+}
+
+function fieldErrors(error) {
+  const found = (error.problem.errors ?? []).map((one) => [fieldAt(one.pointer), one.detail]);
+  return found.length && found.every(([name]) => name) ? Object.fromEntries(found) : null;
+}
+
+/** No answer stands to the question as it is: nothing may look as if it did. */
+function unanswered() {
+  current = null;
+  places.answer.className = "card answer other";
+  fill(places.answer, h("div", { class: "state" }, h("h2", {}, "The question is not complete"), h("p", {}, "Mend the field that is marked, and the answer stands here.")));
+  fill(places.actions);
+  fill(places["one-pager"]);
+}
+
+function draw() {
+  const assumptions = assumptionsOf(state);
+  const { answer } = current;
+  drawAnswer(places.answer, answer, state, assumptions);
+  drawOnePager(places["one-pager"], answer, state, assumptions);
+  if (!places.actions.childElementCount) drawActions();
+}
+
+function drawActions() {
+  const button = (title, onclick, name = null) => h("button", { type: "button", class: name, onclick }, title);
+  fill(places.actions,
+    button("Copy plan", () => openCopy(current.question), "first"),
+    button("Launch", () => openLaunch(current.answer, current.question)),
+    button("Export PDF", () => print()),
+    button("Export CSV", () => downloadCsv(current.answer, assumptionsOf(state))));
+}

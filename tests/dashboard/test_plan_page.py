@@ -1,0 +1,215 @@
+"""The front page on a real service with this project's own runs: its numbers are the API's, its link is its state."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RunningService
+from grid_service import QUERY, QUESTION, start_with_grid
+from playwright.sync_api import Page, expect
+
+from app.client import Growthlaw
+
+
+@pytest.fixture(scope="module")
+def client(
+    tmp_path_factory: pytest.TempPathFactory, new_service: Callable[[Path], RunningService]
+) -> Iterator[Growthlaw]:
+    running = new_service(tmp_path_factory.mktemp("plan") / "data")
+    try:
+        yield start_with_grid(running)
+    finally:
+        running.stop()
+        for process in running.engine_processes():
+            process.kill()
+
+
+def opened(page: Page, client: Growthlaw, query: str) -> Page:
+    page.goto(f"{client.url}/ui/index.html?{query}")
+    expect(page.locator("#sentence")).to_be_visible()
+    return page
+
+
+def rows_of(page: Page) -> list[list[str]]:
+    return [row.locator("td").all_inner_texts() for row in page.locator("#one-pager tbody tr").all()]
+
+
+def test_the_answer_leads_with_odds_and_stakes_and_the_numbers_are_the_apis(
+    page: Page, client: Growthlaw, shoot: Callable[..., None], accessible: Callable[[Page], None]
+) -> None:
+    answer = client.recommend(**QUESTION)
+    opened(page, client, QUERY)
+    sentence = page.locator("#sentence").inner_text()
+    ways = [scores for scores in answer.guideline["held_out"].values() if isinstance(scores, dict)]
+    scores = max(ways, key=lambda one: one["sign_cases"])
+    assert sentence.startswith(
+        f"In {scores['sign_hits']} of {scores['sign_cases']} held-out comparisons the sign was right"
+    )
+    assert answer.expected.chance_growth_helps is not None
+    assert "for your plan growing ends lower than scratch in about" in sentence
+    four = {arm["arm"]: arm for arm in answer["arms"]}
+    rows = rows_of(page)
+    for (name, arm), row in zip(four.items(), rows, strict=True):
+        before = 0.75 if name.startswith("grown") else 0.0
+        hours = arm["gpu_hours"] + before
+        assert float(row[1]) == pytest.approx(hours, rel=5e-3)
+        assert float(row[2].removeprefix("$")) == pytest.approx(3 * hours, rel=5e-3)
+        assert float(row[3]) == pytest.approx(hours / 2 / 24, rel=5e-3)
+        assert [float(cell) for cell in row[4:7]] == pytest.approx(list(arm["loss_nats"].values()), abs=6e-4)
+        assert row[8].startswith(f"{arm['worst_regret']['nats']:.3f} nats")
+        assert "2026-12-01: end" in row[9]
+    assert rows[2][7] == f"{answer.expected.chance_growth_helps:.0%}"
+    assert "pilot read" in rows[2][9]
+    assert "pilot read" not in rows[0][9]
+    assumed = page.locator(".assumptions").inner_text()
+    assert answer.guideline["id"] in assumed
+    assert "version 1" in assumed
+    assert "$3 a GPU-hour" in assumed
+    accessible(page)
+    shoot(page, "plan")
+
+
+def test_unsupported_plans_get_no_number_but_the_cheapest_pilot(
+    page: Page, client: Growthlaw, shoot: Callable[..., None], accessible: Callable[[Page], None]
+) -> None:
+    answer = client.recommend(target_params=7e11, token_budget=2e13)
+    assert answer.support.grade == "unsupported"
+    opened(page, client, "params=700B&budget=20T")
+    expect(page.get_by_role("heading", name="We cannot tell you.")).to_be_visible()
+    pilot = page.get_by_role("group", name="The cheapest pilot that would help")
+    expect(pilot).to_contain_text(f"{answer['pilot']['num_runs']} runs at equal FLOPs of a 140B target on 4T tokens")
+    told = page.locator("#answer").inner_text()
+    assert "speedup" not in told.lower()
+    assert "in about" not in told
+    assert all(row[4:7] == ["not given"] * 3 for row in rows_of(page))
+    accessible(page)
+    shoot(page, "plan-unsupported")
+
+
+def test_the_published_rule_answers_without_a_cohort_and_says_what_it_cannot_give(
+    page: Page, client: Growthlaw
+) -> None:
+    opened(page, client, "")
+    answer = client.recommend(target_params=3e9, token_budget=6e10)
+    assert answer.decision == "grow"
+    expect(page.get_by_role("heading", level=2).first).to_have_text(
+        re.compile(
+            rf"Grow: train a base of 750M parameters for .* tokens, then grow it \u00d7{answer.growth_factor:g}\."
+        )
+    )
+    expect(page.locator("#sentence")).to_contain_text("No comparison was held out to test this guideline")
+    assert rows_of(page)[2][7] == "not given"
+
+
+def test_a_plan_is_a_link(page: Page, client: Growthlaw) -> None:
+    opened(page, client, "")
+    page.get_by_label("Non-embedding parameters").fill("1B")
+    page.get_by_role("slider", name="Budget").fill("10.3")
+    page.get_by_text("Hardware, price and dates").click()
+    page.get_by_label("Price of a GPU-hour").fill("2.5")
+    expect(page.locator("#one-pager tbody tr").first.locator("td").nth(2)).to_contain_text("$")
+    assert "params=1B" in page.url
+    assert "budget=20B" in page.url
+    assert "price=2.5" in page.url
+    link, told = page.url, page.locator("#answer .headline").inner_text()
+    rows = rows_of(page)
+    page.goto("about:blank")
+    page.goto(link)
+    expect(page.locator("#answer .headline")).to_have_text(told)
+    expect(page.get_by_label("Non-embedding parameters")).to_have_value("1B")
+    assert rows_of(page) == rows
+
+
+def test_what_cannot_be_read_is_told_at_its_field_and_no_answer_is_left_standing(page: Page, client: Growthlaw) -> None:
+    opened(page, client, "")
+    page.get_by_label("Amount").fill("lots")
+    expect(page.get_by_text("Give the budget as a number")).to_be_visible()
+    expect(page.get_by_label("Amount")).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_role("button", name="Launch")).to_have_count(0)
+    page.get_by_label("Amount").fill("60B")
+    expect(page.get_by_role("button", name="Launch")).to_be_visible()
+
+
+def test_a_launch_shows_each_error_at_its_field_and_then_starts_real_jobs(
+    page: Page,
+    client: Growthlaw,
+    shoot: Callable[..., None],
+    accessible: Callable[[Page], None],
+    expected_errors: list[str],
+) -> None:
+    expected_errors.append("422")
+    # A corpus of 512 tokens is another recipe than the grid's: its runs need a cohort of their own.
+    opened(page, client, QUERY.replace("vocab=1024", "vocab=512").replace("budget=2M", "budget=500k"))
+    page.get_by_role("button", name="Launch", exact=True).click()
+    dialog = page.get_by_role("dialog", name="Launch this plan")
+    expect(dialog.get_by_label("Corpus")).to_contain_text("tiny")
+    accessible(page)
+    dialog.get_by_label("Cohort").fill("launched")
+    for label, value in (
+        ("Growth factor g", "3"),
+        ("Token budget", "60k"),
+        ("Growth timing d", "20480"),
+        ("Warm-up", "5120"),
+    ):
+        dialog.get_by_label(label).fill(value)
+    dialog.get_by_label("Peak learning rate").fill("fast")
+    dialog.get_by_role("button", name="Start jobs").click()
+    expect(dialog.locator("#lw-peak_lr")).to_contain_text("valid number")
+    expect(dialog.get_by_label("Peak learning rate")).to_be_focused()
+    dialog.get_by_label("Peak learning rate").fill("4e-3")
+    dialog.get_by_role("button", name="Start jobs").click()
+    expect(dialog.locator("#lw-growth_factor")).to_contain_text("must be a whole number of base layers")
+    expect(dialog.get_by_label("Growth factor g")).to_be_focused()
+    assert [job.role for job in client.jobs()] == []
+    dialog.get_by_label("Growth factor g").fill("4")
+    dialog.get_by_role("button", name="Start jobs").click()
+    done = page.get_by_role("dialog", name="2 jobs are queued")
+    expect(done).to_be_visible()
+    jobs = {job.role: job for job in client.jobs()}
+    assert set(jobs) == {"grown", "scratch"}
+    for job in jobs.values():
+        expect(done.get_by_role("link", name=job.name)).to_have_attribute("href", f"job.html?id={job.id}")
+        assert job.recommendation_id is not None
+        job.cancel()
+
+
+def test_the_one_pager_prints_on_one_page_and_exports_its_rows(page: Page, client: Growthlaw, tmp_path: Path) -> None:
+    opened(page, client, QUERY)
+    pdf = page.pdf(prefer_css_page_size=True)
+    assert pdf.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type\s*/Page[^s]", pdf)) == 1
+    with page.expect_download() as found:
+        page.get_by_role("button", name="Export CSV").click()
+    file = tmp_path / found.value.suggested_filename
+    found.value.save_as(file)
+    with open(file, newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    answer = client.recommend(**QUESTION)
+    assert [row["plan"] for row in rows] == [arm["arm"] for arm in answer["arms"]]
+    for row, arm in zip(rows, answer["arms"], strict=True):
+        assert float(row["final_loss_p50_nats"]) == arm["loss_nats"]["p50"]
+        assert float(row["worst_regret_nats"]) == arm["worst_regret"]["nats"]
+        assert row["guideline_id"] == answer.guideline["id"]
+        assert row["answered_on"]
+    assert float(rows[2]["of_which_pilot_and_retuning_gpu_hours"]) == 0.75
+
+
+def test_copy_plan_gives_the_question_that_the_page_asked(page: Page, client: Growthlaw) -> None:
+    opened(page, client, QUERY)
+    page.get_by_role("button", name="Copy plan").click()
+    dialog = page.get_by_role("dialog", name="Copy plan")
+    curl = dialog.get_by_label("curl", exact=True).inner_text()
+    body = json.loads(re.search(r"-d '(.*)'$", curl, re.S)[1])  # type: ignore[index]
+    assert _numbers(body) == _numbers(QUESTION)
+    assert client.recommend(**body).decision == client.recommend(**QUESTION).decision
+    expect(dialog.get_by_label("Python", exact=True)).to_contain_text("Growthlaw(")
+
+
+def _numbers(value: dict[str, Any]) -> dict[str, Any]:
+    return {name: _numbers(one) if isinstance(one, dict) else one for name, one in value.items()}
