@@ -83,6 +83,8 @@ class Progress(Answer):
     train_loss_nats: float
     validation_loss_nats: float | None
     tokens_per_second: float | None
+    mfu: float | None
+    peak_memory_bytes: float | None
 
 
 class Job(Answer):
@@ -140,10 +142,13 @@ class Job(Answer):
         return self._client.export(self.id, url, source=source)
 
 
-class JobDetail(Job):
+class ListedJob(Job):
     parts: ClassVar[Mapping[str, type[Answer]]] = {"progress": Progress}
-    run_dir: str
     progress: Progress | None
+
+
+class JobDetail(ListedJob):
+    run_dir: str
     last_message: str
 
 

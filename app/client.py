@@ -39,6 +39,7 @@ from app.answers import (
     KeptRecommendation,
     KeptSummary,
     Key,
+    ListedJob,
     NewKey,
     Page,
     Point,
@@ -151,9 +152,9 @@ class Growthlaw:
         """`POST /jobs`: the job of the one run that was started."""
         return StartedJob(self._call("POST", "/jobs", body=body, headers=self._once(idempotency_key)), self)
 
-    def jobs(self, **query: Any) -> Page[Job]:
+    def jobs(self, **query: Any) -> Page[ListedJob]:
         """`GET /jobs`, newest first; iterate over it for all of them."""
-        return Page("/jobs", query, Job, self)
+        return Page("/jobs", query, ListedJob, self)
 
     def job(self, job_id: str) -> JobDetail:
         return JobDetail(self._call("GET", self._item("jobs", job_id)), self)
@@ -178,6 +179,10 @@ class Growthlaw:
     def checkpoints(self, job_id: str) -> list[Json]:
         """`GET /jobs/{id}/checkpoints`, oldest first."""
         return self._all(self._item("jobs", job_id) + "/checkpoints")
+
+    def prediction(self, job_id: str) -> Json:
+        """`GET /jobs/{id}/prediction`: the final loss that the cohort's guideline expects of the job's run."""
+        return self._call("GET", self._item("jobs", job_id) + "/prediction")
 
     def export(self, job_id: str, url: str, *, source: str = "final") -> Job:
         """`POST /jobs/{id}/export`: the job that sends `final`, `base` or a checkpoint of that name to the URL."""

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Header, Query
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy.orm import Session
 
 from app.api.access import Caller, CallerDep
 from app.api.problems import Problem, responses
@@ -34,8 +35,11 @@ _DEED: dict[Wish, audit.Action] = {
     "cancel": "job.cancel", "pause": "job.pause", "resume": "job.resume", "retry": "job.retry",
 }  # fmt: skip
 State = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+Kind = Literal["growth", "corpus", "export"]
 SECONDS_BETWEEN_LOOKS = 0.3
 EVENTS_A_LOOK = 500
+# An engine writes a training loss and what the machine did meanwhile as one block of lines, of which a reader may see a part.
+LINES_OF_A_BLOCK = 16
 
 
 class Job(BaseModel):
@@ -49,7 +53,7 @@ class Job(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     id: str
-    kind: Literal["growth", "corpus", "export"]
+    kind: Kind
     name: str
     role: str
     group_id: str | None
@@ -73,7 +77,8 @@ class Job(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far a growth job is: FLOPs done of all, and the last values it logged."""
+    """How far a growth job is: FLOPs done of all, and the last values it logged. `mfu` is null where the peak of its devices is
+    not known."""
 
     phase: str
     tokens: int
@@ -83,11 +88,18 @@ class Progress(BaseModel):
     train_loss_nats: float
     validation_loss_nats: float | None
     tokens_per_second: float | None
+    mfu: float | None
+    peak_memory_bytes: float | None
 
 
-class JobDetail(Job):
-    run_dir: str
+class ListedJob(Job):
+    """A job of the listing, and how far it is."""
+
     progress: Progress | None
+
+
+class JobDetail(ListedJob):
+    run_dir: str
     last_message: str
 
 
@@ -111,36 +123,41 @@ def find_job(service: Service, job_id: str) -> JobRow:
     return job
 
 
-def _detail(service: Service, job: JobRow) -> JobDetail:
-    with service.database.read() as session:
-        events = job_store.last_events(session, job.id, 1)
-        progress = None
-        if job.run_id is not None:
-            train, validation, speed = (
-                run_store.last_point(session, job.run_id, metric)
-                for metric in ("train_loss", "validation_loss", "tokens_per_second")
-            )
-            if train is not None:
-                total = total_flops(from_dict(Spec, json.loads(job.spec)))
-                progress = Progress(
-                    phase=train.phase,
-                    tokens=train.tokens,
-                    compute_flops=train.compute_flops,
-                    total_flops=total,
-                    fraction=min(1.0, train.compute_flops / total),
-                    train_loss_nats=train.value,
-                    validation_loss_nats=validation.value if validation else None,
-                    tokens_per_second=speed.value if speed else None,
-                )
+def _listed(service: Service, session: Session, job: JobRow) -> ListedJob:
     shown = Job.model_validate(job)
     if job.state == "queued" and (trouble := service.supervisor.trouble(job.engine)):
         shown.reason = f"it waits: {trouble}"
-    return JobDetail(
-        **shown.model_dump(),
-        run_dir=job.run_dir,
-        progress=progress,
-        last_message=events[0].message if events else "",
+    return ListedJob(**shown.model_dump(), progress=_progress(session, job))
+
+
+def _progress(session: Session, job: JobRow) -> Progress | None:
+    train = None if job.run_id is None else run_store.last_point(session, job.run_id, "train_loss")
+    if job.run_id is None or train is None:
+        return None
+    total = total_flops(from_dict(Spec, json.loads(job.spec)))
+    validation = run_store.last_point(session, job.run_id, "validation_loss")
+    after = train.seq - LINES_OF_A_BLOCK
+    around = run_store.list_points(session, job.run_id, after_seq=after, limit=2 * LINES_OF_A_BLOCK)
+    last = {point.metric: point.value for point in around}
+    return Progress(
+        phase=train.phase,
+        tokens=train.tokens,
+        compute_flops=train.compute_flops,
+        total_flops=total,
+        fraction=min(1.0, train.compute_flops / total),
+        train_loss_nats=train.value,
+        validation_loss_nats=validation.value if validation else None,
+        tokens_per_second=last.get("tokens_per_second"),
+        mfu=last.get("mfu"),
+        peak_memory_bytes=last.get("peak_memory"),
     )
+
+
+def _detail(service: Service, job: JobRow) -> JobDetail:
+    with service.database.read() as session:
+        events = job_store.last_events(session, job.id, 1)
+        listed = _listed(service, session, job)
+    return JobDetail(**listed.model_dump(), run_dir=job.run_dir, last_message=events[0].message if events else "")
 
 
 @router.get("/jobs", summary="List jobs", responses=responses(422))
@@ -149,13 +166,16 @@ def list_jobs(
     page: PageDep,
     state: Annotated[list[State] | None, Query()] = None,
     group_id: Annotated[str | None, Query(max_length=64)] = None,
-) -> Page[Job]:
-    """Newest first."""
+    cohort: Annotated[str | None, Query(max_length=64)] = None,
+    kind: Annotated[Kind | None, Query()] = None,
+) -> Page[ListedJob]:
+    """Newest first, each with how far it is."""
     with service.database.read() as session:
         rows = job_store.list_jobs(
-            session, states=state or (), group_id=group_id, after=page.after, limit=page.limit + 1
-        )
-    return page.cut([Job.model_validate(row) for row in rows], "id")
+            session, states=state or (), group_id=group_id, cohort=cohort, kind=kind, after=page.after,
+            limit=page.limit + 1,
+        )  # fmt: skip
+        return page.cut([_listed(service, session, row) for row in rows], "id")
 
 
 @router.get("/jobs/{job_id}", summary="One job and how far it is", responses=responses(404))

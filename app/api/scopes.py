@@ -46,6 +46,7 @@ SCOPE_OF_ROUTE: dict[str, Need] = {
     "GET /jobs/{job_id}/events": "read",
     "GET /jobs/{job_id}/logs": "read",
     "GET /jobs/{job_id}/checkpoints": "read",
+    "GET /jobs/{job_id}/prediction": "read",
     "POST /jobs/{job_id}/cancel": "grow",
     "POST /jobs/{job_id}/pause": "grow",
     "POST /jobs/{job_id}/resume": "grow",

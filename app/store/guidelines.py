@@ -76,6 +76,12 @@ def newest_guideline(session: Session, cohort: str) -> GuidelineRow | None:
     ).first()
 
 
+def newest_before(session: Session, cohort: str, time: str) -> GuidelineRow | None:
+    """The last version that was fitted before a time (ISO 8601, UTC)."""
+    query = select(GuidelineRow).where(GuidelineRow.cohort == cohort, GuidelineRow.created_at < time)
+    return session.scalars(query.order_by(GuidelineRow.version.desc()).limit(1)).first()
+
+
 def versions(session: Session, cohort: str) -> dict[str, int]:
     """Version numbers by id."""
     found = session.execute(select(GuidelineRow.id, GuidelineRow.version).where(GuidelineRow.cohort == cohort))

@@ -42,6 +42,7 @@ def list_jobs(
     *,
     states: Iterable[str] = (),
     group_id: str | None = None,
+    cohort: str | None = None,
     kind: str | None = None,
     after: str | None = None,
     limit: int,
@@ -52,6 +53,8 @@ def list_jobs(
         query = query.where(JobRow.state.in_(states))
     if group_id is not None:
         query = query.where(JobRow.group_id == group_id)
+    if cohort is not None:
+        query = query.where(JobRow.cohort == cohort)
     if kind is not None:
         query = query.where(JobRow.kind == kind)
     if after is not None:

@@ -75,6 +75,34 @@ def forecast_loss(guideline: Guideline, params: float, tokens: float, compute_fl
     return Forecast(nats=float(drawn.mean()), low_nats=low, high_nats=high)
 
 
+def forecast_grown_loss(
+    guideline: Guideline,
+    *,
+    params: float,
+    base_params: float,
+    growth_factor: float,
+    timing_tokens: float,
+    grown_tokens: float,
+    scratch_tokens: float,
+    compute_flops: float,
+) -> Forecast | None:
+    """Final loss of a grown run by a guideline that has not seen it; None without laws or beyond their reach.
+
+    Args:
+        params, base_params: target and base.
+        scratch_tokens: what scratch would get for ``compute_flops``.
+    """
+    if not guideline.laws:
+        return None
+    grade = _grade(guideline, params, compute_flops, scratch_tokens, growth_factor)
+    if grade == "unsupported":
+        return None
+    losses = guideline.losses
+    drawn = losses.grown(params, np.array([base_params]), np.array([timing_tokens]), np.array([grown_tokens]))
+    ((low, high),) = intervals(drawn, losses.run_noise_nats, losses, by_law=grade == "far")
+    return Forecast(nats=float(drawn.mean()), low_nats=low, high_nats=high)
+
+
 def rule_decisions(
     case: Case, known: Sequence[Case], base_loss: Callable[[float, float], float] | None
 ) -> dict[str, RuleDecision]:

@@ -95,6 +95,7 @@ def record(recorder: Recorder, exports: str) -> None:
     call("POST", "/grow", body=DESIGN | {"corpus": "nowhere"}, expected=422)
     call("GET", "/jobs/{job_id}", job_id=grown["id"])
     call("GET", "/jobs/{job_id}", job_id="job_none", expected=404)
+    call("GET", "/jobs/{job_id}/prediction", job_id=grown["id"])
     call("GET", "/jobs/{job_id}/logs", job_id=grown["id"], max_bytes=300)
     call("POST", "/jobs/{job_id}/export", job_id=grown["id"], body={"url": f"{exports}/pilot"}, expected=202)
     call("POST", "/jobs/{job_id}/pause", job_id=grown["id"], expected=409)

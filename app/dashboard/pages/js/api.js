@@ -84,32 +84,43 @@ export async function listAll(path, query = {}, { most = 5000, signal } = {}) {
 }
 
 /**
- * Follow an event stream: `onEvent({event, data, id})` for each, to its `end` event or until `signal` aborts.
- * A stream that breaks is taken up behind its last event; `onState("open" | "lost")` tells how it stands.
+ * Follow an event stream: `onEvent({event, data, id})` for each, to its `end` event or until `signal` aborts; from behind the
+ * event `after` where that is given. A stream that breaks is taken up behind its last event; `onState("open" | "lost")` tells
+ * how it stands.
  */
-export async function follow(path, { onEvent, onState = () => {}, signal }) {
-  let lastId = null;
+export async function follow(path, { onEvent, onState = () => {}, after = null, signal }) {
+  let lastId = after;
   let failures = 0;
   for (;;) {
-    try {
-      const headers = { Accept: "text/event-stream", ...(lastId ? { "Last-Event-ID": lastId } : {}) };
-      const response = await send(address(path), { method: "GET", headers, signal });
+    const stream = await opened(path, lastId, signal);
+    if (stream) {
       onState("open");
-      for await (const event of eventsOf(response.body)) {
+      for (;;) {
+        // What the page makes of an event may fail too: that is no broken stream, and is not tried again.
+        const step = await stream.next().catch(() => ({ done: true }));
+        if (step.done || signal?.aborted) break;
         failures = 0;
-        if (event.id) lastId = event.id;
-        onEvent(event);
-        if (event.event === "end") return;
+        if (step.value.id) lastId = step.value.id;
+        onEvent(step.value);
+        if (step.value.event === "end") return void stream.return();
       }
-    } catch (error) {
-      if (signal?.aborted) return;
-      if (error instanceof ApiError && error.status !== 0 && error.status < 500) throw error;
     }
     if (signal?.aborted) return;
     onState("lost");
     const seconds = RETRY_SECONDS[Math.min(failures, RETRY_SECONDS.length - 1)];
     failures += 1;
     await new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+  }
+}
+
+/** The events of a stream; null where the service is away for now. */
+async function opened(path, lastId, signal) {
+  try {
+    const headers = { Accept: "text/event-stream", ...(lastId ? { "Last-Event-ID": lastId } : {}) };
+    return eventsOf((await send(address(path), { method: "GET", headers, signal })).body);
+  } catch (error) {
+    if (signal?.aborted || (error instanceof ApiError && (error.status === 0 || error.status >= 500))) return null;
+    throw error;
   }
 }
 

@@ -64,13 +64,25 @@ export function duration(seconds) {
 }
 
 export function bytes(value) {
-  return known(value) ? `${figure(value / 2 ** 30)} GiB` : NONE;
+  if (!known(value)) return NONE;
+  const [step, unit] = value >= 2 ** 30 ? [2 ** 30, "GiB"] : value >= 2 ** 20 ? [2 ** 20, "MiB"] : [2 ** 10, "KiB"];
+  return `${figure(value / step)} ${unit}`;
 }
 
 /** A time as the reader's own clock has it. */
 export function time(iso) {
   if (!iso) return NONE;
   return new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "short" }).format(new Date(iso));
+}
+
+/** A time of day to the second, as the reader's own clock has it. */
+export function clock(iso) {
+  return iso ? new Intl.DateTimeFormat("en-GB", { timeStyle: "medium" }).format(new Date(iso)) : NONE;
+}
+
+/** How long ago a time was; the service's clock may be a little ahead of the reader's. */
+export function ago(iso, now = Date.now()) {
+  return iso ? `${duration(Math.max(0, (now - new Date(iso)) / 1000))} ago` : NONE;
 }
 
 /**
