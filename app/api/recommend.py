@@ -31,7 +31,7 @@ router = APIRouter(tags=["recommend"])
 
 DEFAULT_GUIDELINE = "published:gstack"
 MOST_QUESTIONS = 100
-MOST_TIMINGS, MOST_FACTORS = 200, 20
+MOST_TIMINGS, MOST_FACTORS, MOST_BUDGETS = 200, 20, 41
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,12 @@ class SurfaceQuery(BaseModel):
     base_compute: Literal["charged", "sunk"] = "charged"
     growth_factors: list[float] | None = Field(default=None, min_length=1, max_length=MOST_FACTORS)
     num_timings: int = Field(default=40, ge=3, le=MOST_TIMINGS, description="points of d for each growth factor")
+    num_budgets: int = Field(
+        default=0,
+        ge=0,
+        le=MOST_BUDGETS,
+        description="budgets from an 8th to 8 times this one at which to compare with scratch",
+    )
     guideline: str = Field(default="active", max_length=64, description='"active" or a version id')
     cohort: str | None = Field(default=None, max_length=64)
 
@@ -109,7 +115,7 @@ class SurfaceQuery(BaseModel):
             InputError: a part of the shape is missing.
         """
         sizes = ("num_target_layers", "hidden_size", "num_heads", "intermediate_size", "vocab_size", "context_length")
-        values = self.model_dump(exclude={*sizes[1:], "num_kv_heads", "num_timings"}, exclude_none=True)
+        values = self.model_dump(exclude={*sizes[1:], "num_kv_heads", "num_timings", "num_budgets"}, exclude_none=True)
         shape = {name: getattr(self, name) for name in sizes}
         if any(value is not None for value in [*list(shape.values())[1:], self.num_kv_heads]):
             for name, value in shape.items():
@@ -210,7 +216,8 @@ def get_surface(query: Annotated[SurfaceQuery, Query()], service: ServiceDep) ->
     """Expected loss and grown - scratch of a fitted guideline, for each growth factor over its growth timings."""
     question = query.to_body().to_question(None)
     assert isinstance(question, Request)
-    return surface(question, find_guideline(service, query.guideline, query.cohort), num_timings=query.num_timings)
+    guideline = find_guideline(service, query.guideline, query.cohort)
+    return surface(question, guideline, num_timings=query.num_timings, num_budgets=query.num_budgets)
 
 
 def _keep(service: Service, answers: Sequence[Answered]) -> None:

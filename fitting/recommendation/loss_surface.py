@@ -17,7 +17,8 @@ from fitting.errors import InputError
 from fitting.guideline import Guideline
 from fitting.recommendation.answer import Interval
 from fitting.recommendation.from_laws import budget_of
-from fitting.recommendation.optimum import losses_at
+from fitting.recommendation.optimum import NEAR_OPTIMAL, losses_at
+from fitting.recommendation.over_budgets import BudgetPoint, over_budgets
 from fitting.recommendation.request import Request
 from fitting.recommendation.summaries import intervals
 from fitting.recommendation.support import support
@@ -40,20 +41,26 @@ class SurfaceRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """The rows by rising factor; factors whose base the budget cannot pay for have none."""
+    """The rows by rising factor; factors whose base the budget cannot pay for have none.
+
+    ``near_optimal_loss_nats`` is the loss up to which a point of the rows counts as near-optimal (0.25% above the lowest), None
+    without rows. ``budgets`` compare growing with scratch at budgets around the request's own.
+    """
 
     compute_flops: float
     base_compute: str
     scratch_loss_nats: float
+    near_optimal_loss_nats: float | None
     rows: tuple[SurfaceRow, ...]
+    budgets: tuple[BudgetPoint, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self)
 
 
-def surface(request: Request, guideline: Guideline, *, num_timings: int = 40) -> Surface:
-    """Loss over (d, g) for the request's budget and accounting.
+def surface(request: Request, guideline: Guideline, *, num_timings: int = 40, num_budgets: int = 0) -> Surface:
+    """Loss over (d, g) for the request's budget and accounting, and growing against scratch at ``num_budgets`` others.
 
     Raises:
         InputError: the guideline has no laws, or does not answer this far out; ``num_timings`` is below 3.
@@ -92,9 +99,12 @@ def surface(request: Request, guideline: Guideline, *, num_timings: int = 40) ->
                 delta_interval=tuple(spans),
             )
         )
+    lowest = min((min(row.loss_nats) for row in rows), default=None)
     return Surface(
         compute_flops=budget.compute_flops,
         base_compute=request.base_compute,
         scratch_loss_nats=float(scratch.mean()),
+        near_optimal_loss_nats=None if lowest is None else lowest * (1 + NEAR_OPTIMAL),
         rows=tuple(rows),
+        budgets=over_budgets(request, guideline, num_budgets) if num_budgets else (),
     )

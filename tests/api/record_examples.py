@@ -83,7 +83,9 @@ def record(recorder: Recorder, exports: str) -> None:
     call("POST", "/recommend", body={"target_params": -1, "token_budget": 2e12}, expected=422)
     call("POST", "/recommend/batch", body={"questions": [question, {"target_params": -1, "token_budget": 2e12}]})
     shape = {("num_target_layers" if name == "num_layers" else name): value for name, value in SHAPE.items()}
-    call("GET", "/surface", **shape, token_budget=4e6, cohort=COHORT, growth_factors=[2, 4], num_timings=3)
+    call(
+        "GET", "/surface", **shape, token_budget=4e6, cohort=COHORT, growth_factors=[2, 4], num_timings=3, num_budgets=3
+    )
     call("GET", "/recommendations")
     call("GET", "/recommendations/{recommendation_id}", recommendation_id=answer["id"])
     call("GET", "/recommendations/{recommendation_id}", recommendation_id="rec_none", expected=404)

@@ -36,6 +36,12 @@ export const gpuHours = (value) => (known(value) ? `${count(value)} GPU-hours` :
 export const factor = (value) => (known(value) ? `\u00d7${figure(value)}` : NONE);
 export const percent = (value, digits = 0) => (known(value) ? `${minus((value * 100).toFixed(digits))}%` : NONE);
 
+/** A probability in per cent that never claims to be certain. */
+export function chance(value) {
+  if (!known(value)) return NONE;
+  return value > 0.99 ? ">99%" : value < 0.01 ? "<1%" : percent(value);
+}
+
 /** A loss to the fourth decimal. */
 export const loss = (value) => (known(value) ? `${value.toFixed(4)} nats` : NONE);
 

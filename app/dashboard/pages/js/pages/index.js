@@ -5,10 +5,12 @@ import { byId, debounce, fill, h } from "../dom.js";
 import { drawAnswer } from "../plan/answer.js";
 import { openCopy } from "../plan/copy.js";
 import { buildForm } from "../plan/form.js";
+import { drawLandscape } from "../plan/landscape.js";
 import { openLaunch } from "../plan/launch.js";
 import { downloadCsv, drawOnePager } from "../plan/onepager.js";
+import { drawCompared, drawSaved } from "../plan/saved.js";
 import { assumptionsOf, fieldAt, FieldError, keyOf, queryOf, questionOf, stateOf } from "../plan/state.js";
-import { failed, loading, startPage } from "../shell.js";
+import { announce, empty, failed, loading, startPage } from "../shell.js";
 import { readState, writeState } from "../url.js";
 
 // Long enough that a dragged slider does not ask at every pixel, short enough to feel at once.
@@ -29,11 +31,16 @@ const form = buildForm(byId("question"), cohorts, (name, value) => {
   changed();
 });
 form.show(state);
+const landscape = buildLandscape();
 addEventListener("popstate", () => { state = stateOf(readState()); form.show(state); changed(); });
 await ask();
+await saved();
 
 function changed() {
-  if (current && current.key === keyOf(state)) return void draw();
+  if (current && current.key === keyOf(state)) {
+    asking?.abort();
+    return void draw();
+  }
   askSoon();
 }
 
@@ -60,6 +67,7 @@ async function ask() {
     current = { key, question, answer };
     form.tellErrors({});
     draw();
+    landscape.draw();
   } catch (error) {
     if (error.name === "AbortError") return;
     const errors = error instanceof ApiError && error.status === 422 ? fieldErrors(error) : null;
@@ -86,6 +94,7 @@ function unanswered() {
   fill(places.answer, h("div", { class: "state" }, h("h2", {}, "The question is not complete"), h("p", {}, "Mend the field that is marked, and the answer stands here.")));
   fill(places.actions);
   fill(places["one-pager"]);
+  landscape.draw();
 }
 
 function draw() {
@@ -94,6 +103,7 @@ function draw() {
   drawAnswer(places.answer, answer, state, assumptions);
   drawOnePager(places["one-pager"], answer, state, assumptions);
   if (!places.actions.childElementCount) drawActions();
+  performance.mark("answer-drawn");
 }
 
 function drawActions() {
@@ -101,6 +111,66 @@ function drawActions() {
   fill(places.actions,
     button("Copy plan", () => openCopy(current.question), "first"),
     button("Launch", () => openLaunch(current.answer, current.question)),
+    button("Save", save),
     button("Export PDF", () => print()),
     button("Export CSV", () => downloadCsv(current.answer, assumptionsOf(state))));
+}
+
+/** Put `changes` into the state and the link. */
+function remember(changes) {
+  state = { ...state, ...changes };
+  writeState(queryOf(state));
+}
+
+/** Ask the same question once more, to be kept. */
+async function save(event) {
+  const button = event.currentTarget;
+  button.disabled = true;
+  try {
+    const answer = await post("recommend", { ...current.question, keep: true });
+    current = { ...current, answer };
+    draw();
+    announce(`Saved as ${answer.id}`);
+    await saved();
+    byId("saved").scrollIntoView({ block: "nearest" });
+  } catch (error) {
+    failed(places.saved, error, saved);
+  } finally {
+    button.disabled = false;
+  }
+}
+
+function saved() {
+  const assumptions = () => assumptionsOf(state);
+  return drawSaved(places.saved, state, assumptions, (ids) => {
+    remember({ compare: ids.join(",") });
+    drawCompared(places.saved.lastElementChild, state, assumptions);
+  });
+}
+
+/** "Show the landscape": open or closed is a part of the link; the charts follow the answer while it is open. */
+function buildLandscape() {
+  const content = h("div", { id: "charts" });
+  const toggle = h("button", { type: "button", class: "first", "aria-controls": "charts", onclick: () => {
+    remember({ landscape: state.landscape ? "" : "1" });
+    tell();
+    draw();
+  } });
+  let drawing = null;
+  const tell = () => {
+    fill(toggle, state.landscape ? "Hide the landscape" : "Show the landscape");
+    toggle.setAttribute("aria-expanded", String(Boolean(state.landscape)));
+    content.hidden = !state.landscape;
+  };
+  async function draw() {
+    drawing?.abort();
+    if (!state.landscape) return;
+    drawing = new AbortController();
+    if (!current) return void empty(content, "No landscape without an answer");
+    if (!content.childElementCount) loading(content, "the landscape");
+    await drawLandscape(content, current.answer, state, drawing.signal);
+  }
+  fill(places.landscape, h("div", { class: "row between" }, h("h2", {}, "The landscape behind the answer"), toggle), content);
+  tell();
+  return { draw };
 }

@@ -1,9 +1,11 @@
 // The answer on the page: the director's sentences, the key figures, and "we cannot tell you" where nothing supports the plan.
 
 import { fill, h } from "../dom.js";
-import { count, delta, factor, figure, flops, gpuHours, interval, money, percent, tokens } from "../format.js";
+import { count, delta, factor, flops, gpuHours, interval, percent, tokens } from "../format.js";
 import { amount, directorSentences, headline, isUnsupported } from "./sentence.js";
 
+// What changes the meaning of the answer itself stands open, above its figures.
+const OPEN = /over-sized|no inner optimum|expected to tie/;
 const GRADES = { interpolation: ["good", "inside what was run"], mild: ["info", "a little outside what was run"], far: ["warn", "far outside what was run"], unsupported: ["bad", "unsupported"] };
 
 export function drawAnswer(element, answer, state, assumptions) {
@@ -18,6 +20,7 @@ function told(answer, state, assumptions) {
     h("h2", { class: "headline" }, headline(answer)),
     h("p", { class: "lead", id: "sentence" }, directorSentences(answer, assumptions).join(" ")),
     notTheirs(answer, state),
+    answer.warnings.filter((text) => OPEN.test(text)).map((text) => h("p", { class: "note warn small" }, text)),
     figures(answer),
   ];
 }
@@ -71,16 +74,7 @@ function figures(answer) {
 }
 
 function warnings(answer) {
-  const own = answer.warnings.filter((text) => text !== answer.pilot?.sentence);
+  const own = answer.warnings.filter((text) => text !== answer.pilot?.sentence && (isUnsupported(answer) || !OPEN.test(text)));
   if (!own.length) return null;
   return h("details", {}, h("summary", {}, `What to know before you trust this (${own.length})`), h("ul", {}, own.map((text) => h("li", {}, text))));
-}
-
-/** The three numbers of an answer that a comparison shows first. */
-export function shortFigures(answer) {
-  return {
-    delta: answer.expected.delta_nats === null ? "not given" : `${delta(answer.expected.delta_nats)} (${interval(answer.expected.delta_interval, figure)})`,
-    plan: answer.decision === "grow" ? `${factor(answer.growth_factor)} after ${tokens(answer.growth_timing_tokens)}` : answer.decision,
-    money: (assumptions, hours) => (hours === null || assumptions.price === null ? "\u2013" : money(hours * assumptions.price, assumptions.currency)),
-  };
 }

@@ -1,12 +1,14 @@
 // The one-pager: four arms at one compute, what they cost and where they may end, with the assumptions frozen below. And as CSV.
 
 import { download, fill, h, table } from "../dom.js";
-import { count, figure, flops, gpuHours, money, params, percent } from "../format.js";
+import { chance, count, figure, flops, gpuHours, money, params } from "../format.js";
 import { dayOf, rowsOf, when } from "./costs.js";
+import { isUnsupported } from "./sentence.js";
 
 export function drawOnePager(element, answer, state, assumptions) {
   const rows = rowsOf(answer, assumptions);
-  const chosen = { grow: "grown", scratch: "scratch", smaller: "best_fixed_size" }[answer.decision];
+  // A published prior far from its own runs recommends nothing.
+  const chosen = isUnsupported(answer) ? null : { grow: "grown", scratch: "scratch", smaller: "best_fixed_size" }[answer.decision];
   const dash = (reason) => h("span", { class: "why", title: reason }, "not given");
   const loss = (row, name) => (row.arm.loss_nats ? row.arm.loss_nats[name].toFixed(3) : dash(row.arm.no_loss_reason));
   const columns = [
@@ -17,8 +19,8 @@ export function drawOnePager(element, answer, state, assumptions) {
     { title: "Final loss P10 (nats)", number: true, cell: (row) => loss(row, "p10") },
     { title: "P50", number: true, cell: (row) => loss(row, "p50") },
     { title: "P90", number: true, cell: (row) => loss(row, "p90") },
-    { title: "Chance to beat scratch", number: true, cell: (row) => (row.arm.chance_to_beat_scratch === null ? row.arm.arm === "scratch" ? "\u2013" : dash(row.arm.no_chance_reason) : percent(row.arm.chance_to_beat_scratch)) },
-    { title: "Worst-case regret", number: true, cell: (row) => regret(row.arm) ?? dash(row.arm.no_loss_reason) },
+    { title: "Chance to beat scratch", number: true, cell: (row) => (row.arm.chance_to_beat_scratch === null ? row.arm.arm === "scratch" ? "\u2013" : dash(row.arm.no_chance_reason) : chance(row.arm.chance_to_beat_scratch)) },
+    { title: "Worst-case regret (nats)", number: true, cell: (row) => regret(row.arm) ?? dash(row.arm.no_loss_reason) },
     { title: "Decision dates", cell: (row) => h("ul", { class: "dates" }, row.dates.map((one) => h("li", {}, `${when(one)}: ${one.what}`))) },
   ];
   const drawn = table(columns, rows, { caption: "Four ways to spend the same compute; growing also pays its pilot and re-tuning." });
@@ -36,7 +38,7 @@ function regret(arm) {
   if (!arm.worst_regret) return null;
   const { nats, gpu_hours: hours, flops: lost } = arm.worst_regret;
   const price = hours !== null ? gpuHours(hours) : lost !== null ? flops(lost) : null;
-  return [`${nats.toFixed(3)} nats`, price && h("div", { class: "why" }, price)];
+  return [nats.toFixed(3), price && h("div", { class: "why" }, price)];
 }
 
 /** Why numbers are not given, once each. */

@@ -2,13 +2,13 @@
 
 import { count, factor, figure, flops, gpuHours, interval, money, percent, tokens } from "../format.js";
 
-/** "4 in 5", "19 in 20": the simplest odds within two points of a chance. */
+/** "about 4 in 5", "about 19 in 20": the simplest odds within two points of a chance. */
 export function odds(chance) {
   for (const whole of [2, 3, 4, 5, 10, 20]) {
     const part = Math.round(chance * whole);
-    if (part > 0 && part < whole && Math.abs(part / whole - chance) <= 0.02) return `${part} in ${whole}`;
+    if (part > 0 && part < whole && Math.abs(part / whole - chance) <= 0.02) return `about ${part} in ${whole}`;
   }
-  return chance > 0.98 ? "more than 49 in 50" : chance < 0.02 ? "fewer than 1 in 50" : `${Math.round(chance * 100)} in 100`;
+  return chance > 0.98 ? "more than 49 in 50" : chance < 0.02 ? "fewer than 1 in 50" : `about ${Math.round(chance * 100)} in 100`;
 }
 
 /** An amount of compute the way this planner counts: GPU-hours (and money) where hardware is known, else FLOPs. */
@@ -33,7 +33,7 @@ function heldOutSentence(answer) {
   if (!scores) return "No comparison was held out to test this guideline, so no odds are given.";
   const hits = `In ${scores.sign_hits} of ${scores.sign_cases} held-out comparisons the sign was right`;
   if (chance === null) return `${hits}; for your plan no odds are given.`;
-  return `${hits}; for your plan growing ends lower than scratch in about ${odds(chance)}.`;
+  return `${hits}; for your plan growing ends lower than scratch in ${odds(chance)}.`;
 }
 
 function stakesSentence(answer, assumptions) {
