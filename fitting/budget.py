@@ -29,8 +29,10 @@ from fitting.layers import BaseOption, Target
 
 Array = NDArray[np.float64]
 
-# Earliest and latest timings worth a look, as shares of what the whole budget would buy of the base.
-_EARLIEST, _LATEST = 1e-4, 0.995
+# The earliest timing worth a look, as a share of what the whole budget would buy of the base.
+_EARLIEST = 1e-4
+# What a grown phase is left of the budget at least.
+LEAST_GROWN_SHARE = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +44,21 @@ class Budget:
     base_is_sunk: bool = False
     existing_base_tokens: float | None = None
     base_cost_factor: float = 1.0
+    least_grown_share: float = LEAST_GROWN_SHARE
 
     def timings(self, base: BaseOption) -> tuple[float, float] | None:
-        """Earliest and latest d to search, None where the budget cannot pay for the base."""
+        """Earliest and latest d to search, None where the budget cannot pay for the base.
+
+        The grown phase is left `least_grown_share` of the budget, unless a base that is there already leaves it less.
+        """
         affordable = self.compute_flops / (self.base_cost_factor * base.flops_per_token)
         have = self.existing_base_tokens or 0.0
-        latest = _LATEST * affordable + (have if self.base_is_sunk else 0.0)
         earliest = max(_EARLIEST * affordable, have)
-        return (earliest, latest) if earliest < latest else None
+        for share in (self.least_grown_share, LEAST_GROWN_SHARE):
+            latest = (1.0 - share) * affordable + (have if self.base_is_sunk else 0.0)
+            if earliest < latest:
+                return earliest, latest
+        return None
 
     def paid_tokens(self, timing_tokens: ArrayLike) -> Array:
         """The base's tokens that count against C, (R,)."""

@@ -107,7 +107,7 @@ def decision_of(request: Request, guideline: Guideline, *, weight: float = 1.0) 
 
 
 def _weighed(request: Request, guideline: Guideline, losses: Losses, weight: float) -> Decision:
-    budget = budget_of(request, base_is_sunk=request.base_compute == "sunk")
+    budget = budget_of(request, guideline, base_is_sunk=request.base_compute == "sunk")
     target = budget.target
     sizes, _, costs = single_sizes(target, smallest_run(guideline))
     singles = losses.scratch(sizes, budget.compute_flops / costs)

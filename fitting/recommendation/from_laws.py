@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fitting.budget import Budget
+from fitting.budget import LEAST_GROWN_SHARE, Budget
 from fitting.conventions import INTERVAL_LEVEL, TIE_NATS
 from fitting.guideline import Guideline, Range
 from fitting.layers import BaseOption
@@ -39,6 +39,8 @@ from fitting.rules.gstack import FACTORS_FOUND_GOOD
 # The token budgets at which to show how the gain fades, as multiples of the one asked about.
 _FADE_BUDGETS = (0.25, 1.0, 4.0)
 _BISECTION_DRAWS = 50
+# Grown phases shorter than the shortest one that was run by more than this are not offered: the law was never seen there.
+_BELOW_SHORTEST_RUN = 2.0
 
 
 def answer_from_laws(request: Request, guideline: Guideline, losses: Losses) -> Recommendation:
@@ -48,9 +50,10 @@ def answer_from_laws(request: Request, guideline: Guideline, losses: Losses) -> 
     target = request.target
     bases = request.bases
     sunk = request.base_compute == "sunk"
-    budgets = {name: budget_of(request, base_is_sunk=name == "sunk") for name in ("charged", "sunk")}
+    budgets = {name: budget_of(request, guideline, base_is_sunk=name == "sunk") for name in ("charged", "sunk")}
     others = [
-        budget_of(request, base_is_sunk=sunk, token_budget=share * request.token_budget) for share in _FADE_BUDGETS
+        budget_of(request, guideline, base_is_sunk=sunk, token_budget=share * request.token_budget)
+        for share in _FADE_BUDGETS
     ]
     # One evaluation of the laws for everything: both accountings, and the budgets that show how the gain fades.
     everything = arms(losses, [*budgets.values(), *others], bases, smallest_run(guideline), tried_factors(guideline))
@@ -108,8 +111,13 @@ def answer_from_laws(request: Request, guideline: Guideline, losses: Losses) -> 
     )
 
 
-def budget_of(request: Request, *, base_is_sunk: bool, token_budget: float | None = None) -> Budget:
-    """The request's budget under one accounting, or another token budget with everything else the same."""
+def budget_of(
+    request: Request, guideline: Guideline, *, base_is_sunk: bool, token_budget: float | None = None
+) -> Budget:
+    """The request's budget under one accounting, or another token budget with everything else the same.
+
+    Grown phases shorter than the guideline's runs tell of are not offered: right after growth a loss stands above its law.
+    """
     tokens = request.token_budget if token_budget is None else token_budget
     return Budget(
         target=request.target,
@@ -117,7 +125,14 @@ def budget_of(request: Request, *, base_is_sunk: bool, token_budget: float | Non
         base_is_sunk=base_is_sunk,
         existing_base_tokens=request.base_tokens,
         base_cost_factor=1.0 if request.hardware is None else request.hardware.base_cost_factor,
+        least_grown_share=least_grown_share(guideline),
     )
+
+
+def least_grown_share(guideline: Guideline) -> float:
+    """The smallest share of a budget that a grown phase had in the guideline's pairs, and half of it: no less is offered."""
+    shares = [1.0 - pair.base_flops / pair.compute_flops for pair in guideline.pairs]
+    return max(LEAST_GROWN_SHARE, min(shares, default=0.0) / _BELOW_SHORTEST_RUN)
 
 
 def smallest_run(guideline: Guideline) -> float | None:
@@ -295,7 +310,7 @@ def _for_fewest_flops(request: Request, guideline: Guideline, losses: Losses) ->
 
     def weigh(compute_flops: float) -> Arms:
         tokens = compute_flops / target.flops_per_token
-        budget = budget_of(request, base_is_sunk=sunk, token_budget=tokens)
+        budget = budget_of(request, guideline, base_is_sunk=sunk, token_budget=tokens)
         return arms(few, [budget], bases, smallest_run(guideline), tried_factors(guideline))[0]
 
     compute = fewest_flops(weigh, request.compute_flops, goal)
@@ -326,7 +341,12 @@ def _warnings(request: Request, guideline: Guideline, weighed: Arms, graded: Sup
     if graded.grade == "far":
         sentences.append(f"{graded.reason} Intervals include the disagreement between laws.")
     if best is not None and best.edge is not None:
-        sentences.append(f"The best timing lies at the {best.edge} one searched: no inner optimum was found.")
+        why = (
+            ""
+            if best.edge == "earliest"
+            else ", and no grown phase half as short as this was run: a later one would tell"
+        )
+        sentences.append(f"The best timing lies at the {best.edge} one on offer: no inner optimum was found{why}.")
     if best is not None and abs(best.loss_nats - weighed.scratch.loss_nats) <= TIE_NATS:
         sentences.append(f"Growing and scratch are expected to tie (within {TIE_NATS} nats).")
     untried = weighed.untried_and_lower

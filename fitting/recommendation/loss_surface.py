@@ -8,11 +8,12 @@ at the same budget.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from fitting.budget import LEAST_GROWN_SHARE
 from fitting.errors import InputError
 from fitting.guideline import Guideline
 from fitting.recommendation.answer import Interval
@@ -74,7 +75,9 @@ def surface(request: Request, guideline: Guideline, *, num_timings: int = 40, nu
     if support(request, guideline).grade == "unsupported":
         raise InputError("guideline", f"{guideline.id} does not answer here", support(request, guideline).reason)
     losses, target = guideline.losses, request.target
-    budget = budget_of(request, base_is_sunk=request.base_compute == "sunk")
+    # All that can be paid for, also what is not offered: a landscape shows where the law was never seen.
+    sunk = request.base_compute == "sunk"
+    budget = replace(budget_of(request, guideline, base_is_sunk=sunk), least_grown_share=LEAST_GROWN_SHARE)
     scratch = losses.scratch(np.array([target.params]), np.array([request.token_budget]))
     rows = []
     for base in request.bases:

@@ -138,7 +138,7 @@ def answer_from_observation(request: Request, guideline: Guideline, pairs: Seque
         recipe=recipe(guideline, target, _base(best), best.growth_timing_tokens, grown_tokens) if grow else {},
         arms=outcomes_without_losses(
             request,
-            {name: budget_of(request, base_is_sunk=name == "sunk") for name in by_accounting},
+            {name: budget_of(request, guideline, base_is_sunk=name == "sunk") for name in by_accounting},
             by_accounting,
             f"{guideline.name} is provisional: it repeats what was observed and predicts nothing",
             dict.fromkeys(by_accounting, _base(best).flops_per_token),

@@ -56,8 +56,8 @@ def over_budgets(request: Request, guideline: Guideline, num_budgets: int) -> tu
     losses, target = guideline.losses, request.target
     tokens = [float(one) for one in request.token_budget * np.geomspace(1 / _SPAN, _SPAN, num_budgets)]
     sunk = request.base_compute == "sunk"
-    own = budget_of(request, base_is_sunk=sunk)
-    budgets = [own, *(budget_of(request, base_is_sunk=sunk, token_budget=one) for one in tokens)]
+    own = budget_of(request, guideline, base_is_sunk=sunk)
+    budgets = [own, *(budget_of(request, guideline, base_is_sunk=sunk, token_budget=one) for one in tokens)]
     first, *others = arms(losses, budgets, request.bases, smallest_run(guideline), tried_factors(guideline))
     if first.best is None:
         return ()

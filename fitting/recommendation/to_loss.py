@@ -28,6 +28,7 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import brentq
 
+from fitting.budget import Budget
 from fitting.errors import InputError
 from fitting.guideline import Guideline
 from fitting.layers import BaseOption, single_size_flops_per_token
@@ -117,7 +118,7 @@ class _Search:
         low, high = _budgets_known(question, guideline)
         grid = np.linspace(math.log(low), math.log(high), _BUDGETS)
         budgets = [
-            budget_of(question.probe, base_is_sunk=name == "sunk", token_budget=float(tokens))
+            budget_of(question.probe, guideline, base_is_sunk=name == "sunk", token_budget=float(tokens))
             for name in _ACCOUNTINGS
             for tokens in np.exp(grid)
         ]
@@ -214,7 +215,12 @@ class _Search:
         low, high = max(self.log_tokens[0], log_tokens - span), min(self.log_tokens[-1], log_tokens + span)
         grid = np.linspace(low, high, _BUDGETS)
         cases = [
-            (budget_of(self.question.probe, base_is_sunk=accounting == "sunk", token_budget=float(tokens)), base)
+            (
+                budget_of(
+                    self.question.probe, self.guideline, base_is_sunk=accounting == "sunk", token_budget=float(tokens)
+                ),
+                base,
+            )
             for tokens in np.exp(grid)
         ]
         paid = [(place, found) for place, found in zip(grid, best_timings(self.losses, cases), strict=True) if found]
@@ -229,8 +235,14 @@ class _Search:
 
     # --- shared ----------------------------------------------------------------------------------------------
 
+    def _budget(self, accounting: BaseCompute, tokens: float) -> Budget:
+        sunk = accounting == "sunk"
+        return budget_of(self.question.probe, self.guideline, base_is_sunk=sunk, token_budget=tokens)
+
     def _at(self, log_tokens: float, accounting: BaseCompute) -> Arms:
-        budget = budget_of(self.question.probe, base_is_sunk=accounting == "sunk", token_budget=math.exp(log_tokens))
+        budget = budget_of(
+            self.question.probe, self.guideline, base_is_sunk=accounting == "sunk", token_budget=math.exp(log_tokens)
+        )
         bases = self.question.probe.bases
         (found,) = arms(self.losses, [budget], bases, smallest_run(self.guideline), tried_factors(self.guideline))
         return found
