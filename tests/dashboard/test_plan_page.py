@@ -32,6 +32,7 @@ def client(
 
 
 def opened(page: Page, client: Growthlaw, query: str) -> Page:
+    expect.set_options(timeout=30_000)  # a machine that is busy with other tests answers late
     page.goto(f"{client.url}/ui/index.html?{query}")
     expect(page.locator("#sentence")).to_be_visible()
     return page
@@ -127,6 +128,14 @@ def test_a_plan_is_a_link(page: Page, client: Growthlaw) -> None:
     expect(page.locator("#answer .headline")).to_have_text(told)
     expect(page.get_by_label("Non-embedding parameters")).to_have_value("1B")
     assert rows_of(page) == rows
+    # An emptied field stays empty, and what is no amount is told instead of counting as nothing.
+    page.get_by_label("GPUs (K)").fill("")
+    page.get_by_label("Price of a GPU-hour").fill("cheap")
+    expect(page.locator("#w-price")).to_contain_text("no amount")
+    page.reload()
+    expect(page.locator("#w-price")).to_contain_text("no amount")
+    expect(page.get_by_label("GPUs (K)")).to_have_value("")
+    assert [row[2:4] for row in rows_of(page)][0] == ["\u2013", "\u2013"]
 
 
 def test_what_cannot_be_read_is_told_at_its_field_and_no_answer_is_left_standing(page: Page, client: Growthlaw) -> None:
