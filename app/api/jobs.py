@@ -149,11 +149,12 @@ def list_jobs(
     page: PageDep,
     state: Annotated[list[State] | None, Query()] = None,
     group_id: Annotated[str | None, Query(max_length=64)] = None,
+    run_id: Annotated[str | None, Query(max_length=64, description="the job that trains or trained it")] = None,
 ) -> Page[Job]:
     """Newest first."""
     with service.database.read() as session:
         rows = job_store.list_jobs(
-            session, states=state or (), group_id=group_id, after=page.after, limit=page.limit + 1
+            session, states=state or (), group_id=group_id, run_id=run_id, after=page.after, limit=page.limit + 1
         )
     return page.cut([Job.model_validate(row) for row in rows], "id")
 

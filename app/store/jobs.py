@@ -43,6 +43,7 @@ def list_jobs(
     states: Iterable[str] = (),
     group_id: str | None = None,
     kind: str | None = None,
+    run_id: str | None = None,
     after: str | None = None,
     limit: int,
 ) -> Sequence[JobRow]:
@@ -54,6 +55,8 @@ def list_jobs(
         query = query.where(JobRow.group_id == group_id)
     if kind is not None:
         query = query.where(JobRow.kind == kind)
+    if run_id is not None:
+        query = query.where(JobRow.run_id == run_id)
     if after is not None:
         query = query.where(JobRow.id < after)
     return session.scalars(query).all()
