@@ -205,6 +205,10 @@ class Growthlaw:
         query = {"limit": 10_000, "metric": metric}
         return list(Page(self._item("runs", run_id) + "/points", query, Point, self))
 
+    def curve(self, run_id: str, **query: Any) -> Json:
+        """`GET /runs/{id}/curve`; keywords are `metric`, `dataset`, `against`, `max_points`."""
+        return self._call("GET", self._item("runs", run_id) + "/curve", query=query)
+
     def correct_run(self, run_id: str, **changes: Any) -> Json:
         """`PATCH /runs/{id}`; keywords are the columns to correct, and `why`."""
         return self._call("PATCH", self._item("runs", run_id), body=changes)
@@ -278,6 +282,10 @@ class Growthlaw:
 
     def guideline(self, guideline_id: str) -> GuidelineDetail:
         return GuidelineDetail(self._call("GET", self._item("guidelines", guideline_id)), self)
+
+    def evidence(self, guideline_id: str) -> Json:
+        """`GET /guidelines/{id}/evidence`: valleys, predictions against what was seen, coverage, laws."""
+        return self._call("GET", self._item("guidelines", guideline_id) + "/evidence")
 
     def guideline_diff(self, guideline_id: str, other_id: str) -> Json:
         """`GET /guidelines/{id}/diff/{other}`: what changed from the first to the other, and what both answer."""

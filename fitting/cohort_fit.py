@@ -10,8 +10,8 @@ extrapolation weight, and with too few rows to compare them Chinchilla's stands 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from fitting.guideline import Noise, ObservedPair, ObservedSingle
 from fitting.scratch import AveragedScratchFit, ScratchFit, fit_scratch_law
 from fitting.scratch_rows import ScratchRows
 from fitting.validation.folds import LeaveOut
-from fitting.validation.nested import law_weights, validate
+from fitting.validation.nested import HeldOutPair, law_weights, validate
 
 NUM_DRAWS = 120
 # With fewer pairs the borrowed growth terms say more than folds of the cohort's own could.
@@ -50,6 +50,8 @@ class CohortFit:
     borrowed: tuple[str, ...]
     warnings: tuple[str, ...]
     held_out: dict[str, Any] | None = None
+    held_out_pairs: tuple[HeldOutPair, ...] = ()
+    law_verdicts: Mapping[str, str] = field(default_factory=dict)
 
 
 def fit_own(
@@ -98,6 +100,11 @@ def fit_own(
         borrowed=tuple(f"{sentence[0].upper()}{sentence[1:]}." for sentence in basis.borrowed),
         warnings=tuple(f"{sentence[0].upper()}{sentence[1:]}." for sentence in data.warnings),
         held_out={"num_pairs": most, **scores} if scores else None,
+        held_out_pairs=tuple(pair for test in tests.values() for pair in test.averaged_pairs()),
+        law_verdicts={
+            name: verdict if name in kept or not weights.by_law[name] else f"{verdict}: too little for draws of its own"
+            for name, verdict in weights.verdicts.items()
+        },
     )
 
 

@@ -93,8 +93,10 @@ class Guideline:
 
     ``laws`` maps a law's name to its state: weight, parameters, draws, scores (plain JSON values that the law's own
     module reads); ``borrowed`` says in sentences which terms come from elsewhere. ``recipes`` holds the settings of
-    the best run of each size. ``run_ids`` and ``data_hash`` name exactly what was fitted; ``num_excluded`` counts by
-    status the runs that were seen but whose losses were not used.
+    the best run of each size. ``held_out_pairs`` are the predictions behind ``held_out``, one by one
+    (:class:`fitting.validation.nested.HeldOutPair`), ``law_verdicts`` why each growth law has its weight or none.
+    ``run_ids`` and ``data_hash`` name exactly what was fitted; ``num_excluded`` counts by status the runs that were seen
+    but whose losses were not used.
     """
 
     id: str
@@ -118,6 +120,8 @@ class Guideline:
     controls: tuple[ObservedSingle, ...] = ()
     recipes: tuple[Mapping[str, Any], ...] = ()
     held_out: Mapping[str, Any] | None = None
+    held_out_pairs: tuple[Mapping[str, Any], ...] = ()
+    law_verdicts: Mapping[str, str] = field(default_factory=dict)
     cannot_identify: tuple[str, ...] = ()
     provisional: bool = False
     borrowed: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,8 @@ def fit_guideline(
         controls=singles,
         cannot_identify=cannot_identify(pairs, singles, noise, num_unpaired),
         held_out=None if fit is None else fit.held_out,
+        held_out_pairs=() if fit is None else tuple(asdict(pair) for pair in fit.held_out_pairs),
+        law_verdicts={} if fit is None else dict(fit.law_verdicts),
         provisional=fit is None or len(pairs) < PAIRS_TO_STAND_ALONE,
         borrowed=() if fit is None else fit.borrowed,
         warnings=(*_warnings(pairs, noise, noise_assumed, excluded, basis, num_by_6nd), *sentences),

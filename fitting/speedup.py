@@ -49,3 +49,33 @@ def speedup_lower_bound(
     above = smooth(grown_loss_nats) > scratch_final_loss_nats
     first = int(np.flatnonzero(above)[-1]) + 1 if above.any() else 0
     return float(scratch_flops / flops[first] - 1) if first < flops.size else None
+
+
+def speedups_at_equal_loss(
+    *, flops: ArrayLike, loss_nats: ArrayLike, reference_flops: ArrayLike, reference_loss_nats: ArrayLike
+) -> NDArray[np.float64]:
+    """Speedup over a reference curve at every point of another: FLOPs at which the reference first reached that loss, over the
+    point's own, minus 1.
+
+    The reference is read between its points, straight in log FLOPs, along the lowest loss it had reached so far: where it
+    touched a loss by luck the speedup is the smaller for it.
+
+    Args:
+        flops, loss_nats: (n,) points asked about.
+        reference_flops, reference_loss_nats: (m,) the reference's, ascending in FLOPs.
+
+    Returns:
+        (n,) speedups; nan where the reference's curve does not reach the loss, or begins below it.
+    """
+    at, wanted = np.asarray(flops, dtype=float), np.asarray(loss_nats, dtype=float)
+    spent, reached = np.asarray(reference_flops, dtype=float), np.asarray(reference_loss_nats, dtype=float)
+    result = np.full(at.shape, np.nan)
+    if not spent.size:
+        return result
+    lowest = np.minimum.accumulate(reached)
+    falls = np.concatenate([[True], np.diff(lowest) < 0])
+    losses, spent = lowest[falls][::-1], spent[falls][::-1]  # losses ascending
+    inside = (wanted >= losses[0]) & (wanted <= losses[-1]) & (at > 0)
+    needed = np.exp(np.interp(wanted[inside], losses, np.log(spent)))
+    result[inside] = needed / at[inside] - 1
+    return result

@@ -166,13 +166,14 @@ def list_jobs(
     page: PageDep,
     state: Annotated[list[State] | None, Query()] = None,
     group_id: Annotated[str | None, Query(max_length=64)] = None,
+    run_id: Annotated[str | None, Query(max_length=64, description="the job that trains or trained it")] = None,
     cohort: Annotated[str | None, Query(max_length=64)] = None,
     kind: Annotated[Kind | None, Query()] = None,
 ) -> Page[ListedJob]:
     """Newest first, each with how far it is."""
     with service.database.read() as session:
         rows = job_store.list_jobs(
-            session, states=state or (), group_id=group_id, cohort=cohort, kind=kind, after=page.after,
+            session, states=state or (), group_id=group_id, run_id=run_id, cohort=cohort, kind=kind, after=page.after,
             limit=page.limit + 1,
         )  # fmt: skip
         return page.cut([_listed(service, session, row) for row in rows], "id")

@@ -17,6 +17,7 @@ from app.api.recommend import find_guideline
 from app.api.service import Service, ServiceDep
 from app.contract import Spec
 from app.store import runs as run_store
+from app.store.runs import RunFilter
 from fitting.conventions import SAME_SIZE
 from fitting.errors import InputError
 from fitting.flops import Shape
@@ -109,7 +110,7 @@ def post_plan(body: Annotated[PlanBody, Body()], service: ServiceDep) -> PlanAns
     """What to run next: ready runs with the largest fall of expected regret per FLOP, or that no pilot pays."""
     guideline = _guideline(body, service)
     with service.database.read() as session:
-        runs = run_store.list_runs(session, cohort=body.cohort, status="finished", after=None, limit=_MOST_RUNS)
+        runs = run_store.list_runs(session, RunFilter(cohort=body.cohort, status="finished"), limit=_MOST_RUNS)
         templates = templates_of(session, runs)
     targets = targets_of(runs)
     if not targets:

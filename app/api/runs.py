@@ -9,13 +9,17 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from sqlalchemy.orm import Session
 
+from app.api.import_bodies import PRINTABLE
 from app.api.problems import Problem, responses
 from app.api.service import Page, PageDep, ServiceDep
 from app.store import removals
 from app.store import runs as run_store
+from app.store.runs import RunFilter
 from app.store.tables import RunRow
 
 router = APIRouter(tags=["runs"])
+
+Bound = Annotated[float | None, Query(ge=0, le=1e30, allow_inf_nan=False)]
 
 
 class Correction(BaseModel):
@@ -108,10 +112,32 @@ def list_runs(
     page: PageDep,
     cohort: Annotated[str | None, Query(max_length=64)] = None,
     status: Annotated[Literal["finished", "diverged", "stopped", "running"] | None, Query()] = None,
+    source: Annotated[Literal["job", "import", "published"] | None, Query(description="where it comes from")] = None,
+    is_final: Annotated[bool | None, Query(description="whether its last loss is final or mid-schedule")] = None,
+    search: Annotated[
+        str, Query(max_length=200, pattern=PRINTABLE, description="words that stand in the run's name or id")
+    ] = "",
+    min_target_params: Bound = None,
+    max_target_params: Bound = None,
+    min_growth_factor: Bound = None,
+    max_growth_factor: Bound = None,
+    min_growth_timing_tokens: Bound = None,
+    max_growth_timing_tokens: Bound = None,
 ) -> Page[Run]:
-    """Newest first."""
+    """Newest first; of those that every given condition fits, ends of ranges included. A run that was not grown has growth
+    factor 1 and growth timing 0."""
+    wanted = RunFilter(
+        cohort=cohort,
+        status=status,
+        source=source,
+        is_final=is_final,
+        search=search,
+        target_params=(min_target_params, max_target_params),
+        growth_factor=(min_growth_factor, max_growth_factor),
+        growth_timing_tokens=(min_growth_timing_tokens, max_growth_timing_tokens),
+    )
     with service.database.read() as session:
-        rows = run_store.list_runs(session, cohort=cohort, status=status, after=page.after, limit=page.limit + 1)
+        rows = run_store.list_runs(session, wanted, after=page.after, limit=page.limit + 1)
         return page.cut([Run.model_validate(row) for row in rows], "run_id")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import func, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from app.store.database import Database
 from app.store.tables import GuidelineRow, utc_now
@@ -86,6 +86,12 @@ def versions(session: Session, cohort: str) -> dict[str, int]:
     """Version numbers by id."""
     found = session.execute(select(GuidelineRow.id, GuidelineRow.version).where(GuidelineRow.cohort == cohort))
     return {row.id: row.version for row in found}
+
+
+def versions_with_reports(session: Session, cohort: str) -> Sequence[GuidelineRow]:
+    """All versions, oldest first; their bodies, which are large, stay in the store."""
+    query = select(GuidelineRow).where(GuidelineRow.cohort == cohort).options(defer(GuidelineRow.body))
+    return session.scalars(query.order_by(GuidelineRow.version)).all()
 
 
 def active_of_imported(database: Database) -> list[tuple[str, str]]:

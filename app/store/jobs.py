@@ -44,6 +44,7 @@ def list_jobs(
     group_id: str | None = None,
     cohort: str | None = None,
     kind: str | None = None,
+    run_id: str | None = None,
     after: str | None = None,
     limit: int,
 ) -> Sequence[JobRow]:
@@ -57,6 +58,8 @@ def list_jobs(
         query = query.where(JobRow.cohort == cohort)
     if kind is not None:
         query = query.where(JobRow.kind == kind)
+    if run_id is not None:
+        query = query.where(JobRow.run_id == run_id)
     if after is not None:
         query = query.where(JobRow.id < after)
     return session.scalars(query).all()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import pandas as pd
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -113,17 +114,59 @@ def imported_run(session: Session, cohort: str, name: str) -> RunRow | None:
     return session.scalars(query.order_by(RunRow.run_id)).first()
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunFilter:
+    """Which runs are wanted; None (or no text) means any. Both ends of a range count as inside.
+
+    Attributes:
+        search: words, all of which must stand in the run's name or id, in whatever case.
+    """
+
+    cohort: str | None = None
+    status: str | None = None
+    source: str | None = None
+    is_final: bool | None = None
+    search: str = ""
+    target_params: tuple[float | None, float | None] = (None, None)
+    growth_factor: tuple[float | None, float | None] = (None, None)
+    growth_timing_tokens: tuple[float | None, float | None] = (None, None)
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        found: list[ColumnElement[bool]] = []
+        for name in ("cohort", "status", "source", "is_final"):
+            wanted = getattr(self, name)
+            if wanted is not None:
+                found.append(getattr(RunRow, name) == wanted)
+        for name in ("target_params", "growth_factor", "growth_timing_tokens"):
+            column, (low, high) = getattr(RunRow, name), getattr(self, name)
+            found += [] if low is None else [column >= low]
+            found += [] if high is None else [column <= high]
+        for word in self.search.split():
+            found.append(
+                or_(RunRow.name.icontains(word, autoescape=True), RunRow.run_id.icontains(word, autoescape=True))
+            )
+        return found
+
+
+ANY_RUN = RunFilter()
+
+
 def list_runs(
-    session: Session, *, cohort: str | None = None, status: str | None = None, after: str | None = None, limit: int
+    session: Session, wanted: RunFilter = ANY_RUN, *, after: str | None = None, limit: int
 ) -> Sequence[RunRow]:
     """Runs, newest first; `after` is the last id of the page before."""
-    query = select(RunRow).order_by(RunRow.run_id.desc()).limit(limit)
-    if cohort is not None:
-        query = query.where(RunRow.cohort == cohort)
-    if status is not None:
-        query = query.where(RunRow.status == status)
+    query = select(RunRow).where(*wanted.conditions()).order_by(RunRow.run_id.desc()).limit(limit)
     if after is not None:
         query = query.where(RunRow.run_id < after)
+    return session.scalars(query).all()
+
+
+def final_scratch_runs(session: Session, cohort: str) -> Sequence[RunRow]:
+    """The runs of one size that finished with a final loss."""
+    query = select(RunRow).where(
+        RunRow.cohort == cohort, RunRow.status == "finished", RunRow.is_final, RunRow.growth_factor == 1,
+        RunRow.final_loss.is_not(None),
+    )  # fmt: skip
     return session.scalars(query).all()
 
 
@@ -209,6 +252,19 @@ def list_points(
     if metric is not None:
         query = query.where(PointRow.metric == metric)
     return session.scalars(query).all()
+
+
+def count_points(session: Session, run_id: str) -> list[tuple[str, str, str, int]]:
+    """(metric, data set, unit, points) of every curve that the run has."""
+    columns = (PointRow.metric, PointRow.dataset, PointRow.unit)
+    query = select(*columns, func.count()).where(PointRow.run_id == run_id).group_by(*columns)
+    return [(metric, dataset, unit, count) for metric, dataset, unit, count in session.execute(query)]
+
+
+def curve_points(session: Session, run_id: str, metric: str, dataset: str) -> Sequence[PointRow]:
+    """One curve of a run, in the order of its seq."""
+    query = select(PointRow).where(PointRow.run_id == run_id, PointRow.metric == metric, PointRow.dataset == dataset)
+    return session.scalars(query.order_by(PointRow.seq)).all()
 
 
 def last_point(session: Session, run_id: str, metric: str) -> PointRow | None:

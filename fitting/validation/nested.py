@@ -49,6 +49,22 @@ class Weights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOutPair:
+    """One pair and what the average of laws said of it when neither it nor its fold was fitted; nats, 80% interval."""
+
+    left_out: LeaveOut
+    run_id: str
+    target_params: float
+    growth_factor: float
+    growth_timing_tokens: float
+    compute_flops: float
+    observed_nats: float
+    predicted_nats: float
+    low_nats: float
+    high_nats: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Validation:
     """Scores over all outer folds and by the value left out, for each law and for the average (``averaged``)."""
 
@@ -61,6 +77,27 @@ class Validation:
     tested: GrowthData | None
     inner_weights: Mapping[str, Mapping[str, float]]
     warnings: tuple[str, ...]
+
+    def averaged_pairs(self) -> tuple[HeldOutPair, ...]:
+        """The predictions behind ``averaged``, pair by pair; none where nothing could be left out."""
+        if self.tested is None:
+            return ()
+        points, said = self.tested.points, self.held_out["averaged"]
+        return tuple(
+            HeldOutPair(
+                left_out=self.leave_out,
+                run_id=str(self.tested.grown_run_ids[row]),
+                target_params=float(points.target_params[row]),
+                growth_factor=float(points.growth_factor[row]),
+                growth_timing_tokens=float(points.timing_tokens[row]),
+                compute_flops=float(self.tested.compute_flops[row]),
+                observed_nats=float(self.tested.delta_nats[row]),
+                predicted_nats=float(said.delta_nats[row]),
+                low_nats=float(said.low_nats[row]),
+                high_nats=float(said.high_nats[row]),
+            )
+            for row in range(len(self.tested))
+        )
 
 
 def law_weights(data: GrowthData, laws: Mapping[str, GrowthLaw] = ALL_LAWS) -> Weights:

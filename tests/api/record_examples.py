@@ -124,6 +124,9 @@ def record(recorder: Recorder, exports: str) -> None:
     call("GET", "/runs", cohort="demo")
     call("GET", "/runs/{run_id}", run_id=grown["run_id"])
     call("GET", "/runs/{run_id}/points", run_id=grown["run_id"], metric="validation_loss")
+    call("GET", "/runs/{run_id}/metrics", run_id=grown["run_id"])
+    control = growth["arms"][1]["job"]["run_id"]
+    call("GET", "/runs/{run_id}/curve", run_id=grown["run_id"], against=control)
     call("POST", "/runs/import", body={"bundled": True}, dry_run=True)
     header = {"cohort": "mine", "name": "8-layers", "target_params": 4e5, "corpus": "web", "tokenizer": "bpe-1024"}
     opened = call("POST", "/runs", body=header | {"decision_dataset": "validation"})["run"]
@@ -135,9 +138,11 @@ def record(recorder: Recorder, exports: str) -> None:
     call("DELETE", "/runs/{run_id}", run_id=opened["run_id"], why="trained on the wrong data")
     call("GET", "/runs/{run_id}", run_id=opened["run_id"], expected=410)
     call("GET", "/cohorts")
+    call("GET", "/cohorts/{cohort}/refinement", cohort=COHORT)
     guidelines = call("GET", "/guidelines", cohort=COHORT)
     first = guidelines["data"][0]["id"]
     call("GET", "/guidelines/{guideline_id}", guideline_id=first)
+    call("GET", "/guidelines/{guideline_id}/evidence", guideline_id=first)
     call("GET", "/guidelines/{guideline_id}/diff/{other_id}", guideline_id=first, other_id=first)
     call("POST", "/guidelines/{guideline_id}/activate", guideline_id=first, body={"pinned": False})
     refit = call("POST", "/guidelines/refit", body={"cohort": COHORT}, expected=202)

@@ -71,6 +71,37 @@ export const remove = (path, query, options) => call("DELETE", path, { query, ..
 export const postOnce = (path, body, options = {}) =>
   post(path, body, { ...options, headers: { "Idempotency-Key": crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`, ...options.headers } });
 
+/** POST a form and tell how much of it has been sent: `onProgress(share)`, 0 to 1; then the answer is being made. */
+export async function upload(path, form, { query, onProgress = () => {}, signal } = {}) {
+  for (;;) {
+    const key = storedKey();
+    const request = await sent(address(path, query), form, key, onProgress, signal);
+    const answer = request.response ?? { title: request.statusText };
+    if (request.status >= 200 && request.status < 300) return answer;
+    if (request.status === 0) throw new ApiError(0, { title: "The service cannot be reached", detail: "The service cannot be reached. Is `growthlaw serve` running?" });
+    if (request.status === 401) {
+      if (storedKey() === key) forgetKey();
+      if (storedKey() || (await askForKey(answer.detail))) continue;
+    }
+    throw new ApiError(request.status, answer);
+  }
+}
+
+// fetch does not tell how much of a body has been sent.
+function sent(url, form, key, onProgress, signal) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", url);
+    request.responseType = "json";
+    request.setRequestHeader("Accept", "application/json");
+    if (key) request.setRequestHeader("Authorization", `Bearer ${key}`);
+    request.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
+    request.onloadend = () => (signal?.aborted ? reject(new DOMException("aborted", "AbortError")) : resolve(request));
+    signal?.addEventListener("abort", () => request.abort());
+    request.send(form);
+  });
+}
+
 /** All rows of a listing, page by page, `most` at most. */
 export async function listAll(path, query = {}, { most = 5000, signal } = {}) {
   const rows = [];

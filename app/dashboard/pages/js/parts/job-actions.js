@@ -61,5 +61,5 @@ function whyNot(job, wish, ask) {
 function question(job) {
   const what = job.state === "running" ? "It finishes its step, saves and stops." : "It will not run.";
   const stays = job.kind === "growth" ? " Its run stays in the table, marked stopped, and is no evidence of a finished one." : "";
-  return { title: `Cancel ${job.name}?`, text: `${what}${stays} It can be tried again later, from its last checkpoint.`, yes: "Cancel the job", no: "Keep it" };
+  return { title: `Cancel ${job.name}?`, what: h("p", {}, `${what}${stays} It can be tried again later, from its last checkpoint.`), label: "Cancel the job", danger: true, back: "Keep it", act: async () => true };
 }
