@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from conftest import RunningService
+from grid_service import QUESTION, start_with_grid
 from job_pages import drawn_losses, free_port, open_job, stored_losses
 from playwright.sync_api import Page, expect
 
@@ -145,3 +146,35 @@ def test_a_failure_is_told_in_the_services_own_words(
     expect(page.locator("#facts")).to_contain_text("attempt 2", timeout=MILLISECONDS_TO_TRAIN)
     state(page, "failed")
     assert client.job(job.id).num_attempts == 2
+
+
+def test_a_job_that_follows_an_answer_shows_its_decision_points(
+    page: Page, service: RunningService, grow_body: Body, shoot: Callable[..., None]
+) -> None:
+    service.options = ("--slots", "1")
+    client = start_with_grid(service)
+    answer = client.recommend(**QUESTION)
+    points = answer["decision_points"]
+    assert (answer.decision, len(points) > 1) == ("grow", True)
+    shape = {name: value for name, value in QUESTION["target_shape"].items() if name != "vocab_size"}
+    design = {
+        "target_model": shape, "token_budget": int(QUESTION["token_budget"]), "recommendation_id": answer["id"],
+        "growth_factor": answer.growth_factor, "controls": [],
+    }  # fmt: skip
+    timing = round(answer.growth_timing_tokens)
+    follows = client.grow(grow_body(**design, growth_timing_tokens=timing)).arms[0].job
+    differs = client.grow(grow_body(**design, growth_timing_tokens=timing // 2, name="differs")).arms[0].job
+    client.cancel(differs.id)
+    open_job(page, client, follows)
+    expect(page.locator("#points tbody tr")).to_have_count(len(points))
+    expect(page.locator("#points")).to_contain_text(f"{points[0]['expected_loss_nats']:.4f} nats")
+    expect(page.locator("#points")).to_contain_text("hold a decay leg's end against them")
+    expect(page.locator("#phases .mark")).to_have_count(len(points))
+    drawn = page.wait_for_function(
+        """() => document.querySelector("#curve > .chart")?.data?.find((one) => one.name.startsWith("decision"))?.y"""
+    ).json_value()
+    assert drawn == [point["expected_loss_nats"] for point in points]
+    shoot(page, "job-decision-points")
+    open_job(page, client, differs)
+    expect(page.locator("#points")).to_contain_text("the answer's decision points are not this run's")
+    client.cancel(follows.id)
