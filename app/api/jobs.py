@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.concurrency import run_in_threadpool
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.orm import Session
 
@@ -17,6 +16,7 @@ from app.api.access import Caller, CallerDep
 from app.api.problems import Problem, responses
 from app.api.runs import Point
 from app.api.service import Page, PageDep, Service, ServiceDep
+from app.api.streams import EventStream, Silence, event_bytes
 from app.contract import Spec
 from app.jobs.design import total_flops
 from app.jobs.launchers.base import EngineName
@@ -25,8 +25,9 @@ from app.jobs.supervisor import work_of
 from app.records import from_dict
 from app.store import audit
 from app.store import jobs as job_store
+from app.store import keys as key_store
 from app.store import runs as run_store
-from app.store.tables import JobRow
+from app.store.tables import LOCAL, JobEventRow, JobRow, PointRow
 
 router = APIRouter(tags=["jobs"])
 
@@ -273,47 +274,61 @@ def _stream_start(
 @router.get(
     "/jobs/{job_id}/events",
     summary="Follow a job as server-sent events",
-    response_class=EventSourceResponse,
+    response_class=EventStream,
+    status_code=200,
     responses=responses(404, 422),
 )
 async def stream_events(
-    job_id: str, service: ServiceDep, start: Annotated[tuple[int, int], Depends(_stream_start)]
-) -> AsyncIterator[ServerSentEvent]:
+    job_id: str, service: ServiceDep, caller: CallerDep, start: Annotated[tuple[int, int], Depends(_stream_start)]
+) -> EventStream:
     """The job's story and points as server-sent events, from the start or from behind `Last-Event-ID`.
 
     Events: `story` (a `JobEvent`), `point` (a `Point`), at last `end` (the `Job`), after which the stream closes. An id
     is `STORY-POINT`, the last of each that was sent. A stream that closes without `end` was the service's that is being
-    stopped: ask again with the last id.
+    stopped, or its key was revoked: ask again with the last id.
     """
+    return EventStream(_events(job_id, service, caller, start))
+
+
+async def _events(job_id: str, service: Service, caller: Caller, start: tuple[int, int]) -> AsyncIterator[bytes]:
     story_id, seq = start
+    silence = Silence()
     while True:
-        job, story, points = await run_in_threadpool(_look, service, job_id, story_id, seq)
+        looked = await run_in_threadpool(_look, service, caller, job_id, story_id, seq)
+        if looked is None:
+            return
+        job, story, points = looked
         for entry in story:
             story_id = entry.id
-            yield _sse("story", JobEvent.model_validate(entry), story_id, seq)
+            yield event_bytes("story", JobEvent.model_validate(entry), f"{story_id}-{seq}")
         for point in points:
             seq = point.seq
-            yield _sse("point", Point.model_validate(point), story_id, seq)
+            yield event_bytes("point", Point.model_validate(point), f"{story_id}-{seq}")
+        if story or points:
+            silence.broken()
         if service.is_stopping:
             return  # the client takes it up from its last id, at the next service
         if len(story) == EVENTS_A_LOOK or len(points) == EVENTS_A_LOOK:
             continue
         if job.state in job_store.ENDED_STATES:
-            yield _sse("end", Job.model_validate(job), story_id, seq)
+            yield event_bytes("end", Job.model_validate(job), f"{story_id}-{seq}")
             return
+        if word := silence.word():
+            yield word
         await asyncio.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def _look(service: Service, job_id: str, story_id: int, seq: int) -> tuple[JobRow, Any, Any]:
+def _look(
+    service: Service, caller: Caller, job_id: str, story_id: int, seq: int
+) -> tuple[JobRow, Sequence[JobEventRow], Sequence[PointRow]] | None:
+    """What is new of a job; None where the caller's key was revoked since the stream was opened."""
     # The job is read first: if it has ended then, everything it ever wrote is there to be read after it.
     job = find_job(service, job_id)
     with service.database.read() as session:
+        if caller.id != LOCAL and not key_store.is_in_use(session, caller.id):
+            return None
         story = job_store.list_events(session, job_id, after_id=story_id, limit=EVENTS_A_LOOK)
-        points: Any = []
+        points: Sequence[PointRow] = ()
         if job.run_id is not None:
             points = run_store.list_points(session, job.run_id, after_seq=seq, limit=EVENTS_A_LOOK)
     return job, story, points
-
-
-def _sse(event: str, data: BaseModel, story_id: int, seq: int) -> ServerSentEvent:
-    return ServerSentEvent(event=event, data=data.model_dump(), id=f"{story_id}-{seq}")

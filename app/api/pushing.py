@@ -15,7 +15,7 @@ from app.api.import_bodies import PRINTABLE, RunFactsBody, Word
 from app.api.problems import Problem, responses
 from app.api.runs import Run, find_run
 from app.api.service import ServiceDep
-from app.ingest.live import Conflict, LivePoint, open_run, push_points
+from app.ingest.live import Conflict, LivePoint, open_run, owner_of, push_points
 from app.store import runs as run_store
 from app.store.cohorts import CohortMismatch
 from app.store.tables import utc_now
@@ -98,13 +98,14 @@ def post_run(
 
 
 @router.post("/runs/{run_id}/points", summary="Push points of a run", responses=responses(404, 409, 410, 422))
-def post_points(run_id: str, body: Annotated[PointsBody, Body()], service: ServiceDep) -> Pushed:
-    """Each `seq` counts once; a `status` with the last of them ends the run."""
+def post_points(run_id: str, body: Annotated[PointsBody, Body()], service: ServiceDep, caller: CallerDep) -> Pushed:
+    """Each `seq` counts once; a `status` with the last of them ends the run. It takes the key that opened it or an admin."""
     now = utc_now()
     points = [LivePoint(**point.model_dump() | {"time": point.time or now}) for point in body.points]
     try:
         with service.database.write() as session:
             run = find_run(session, run_id)
+            caller.check_may_touch(owner_of(run), f"run {run_id}")
             num_added = push_points(session, run, points, body.status, body.reason)
             session.flush()
             session.refresh(run)

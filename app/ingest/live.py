@@ -24,7 +24,7 @@ from app.ingest.storing import SOURCE, check_table, enter_cohort
 from app.store import audit, removals
 from app.store import runs as run_store
 from app.store.ids import new_id
-from app.store.tables import PointRow, RunRow
+from app.store.tables import LOCAL, PointRow, RunRow
 from fitting.errors import InputError
 from fitting.flops import flops_by_6nd
 
@@ -82,7 +82,12 @@ def open_run(
             f"cohort {options.cohort!r} has a run {options.name!r}; give another name, or the Idempotency-Key it came with"
         )
     header = header_of(options, model, base) | {"growth_timing_tokens": float(options.growth_timing_tokens or 0)}
-    live = {"live": True, "is_final": options.is_final, "bytes_per_token": dict(options.bytes_per_token)}
+    live = {
+        "live": True,
+        "owner": actor,
+        "is_final": options.is_final,
+        "bytes_per_token": dict(options.bytes_per_token),
+    }
     row = RunRow(
         run_id=new_id("run"), source=SOURCE, request_key=request_key, request_hash=request_hash,
         provenance=json.dumps(live), **header,
@@ -92,6 +97,12 @@ def open_run(
         session, actor=actor, action="run.open", subject=row.run_id, detail=f"{row.name!r} in cohort {row.cohort!r}"
     )
     return row
+
+
+def owner_of(run: RunRow) -> str:
+    """The key that opened a run which pushes."""
+    owner: str = json.loads(run.provenance or "{}").get("owner", LOCAL)
+    return owner
 
 
 def push_points(session: Session, run: RunRow, points: Sequence[LivePoint], ending: Ending | None, reason: str) -> int:

@@ -77,6 +77,12 @@ def key_of_token(session: Session, token: str) -> KeyRow | None:
     return row
 
 
+def is_in_use(session: Session, key_id: str) -> bool:
+    """Whether a key is there and was not revoked."""
+    row = session.get(KeyRow, key_id)
+    return row is not None and row.revoked_at is None
+
+
 def revoke_key(session: Session, name_or_id: str, *, actor: str) -> KeyRow | None:
     """Revoke the key in use of this name or id, from its next request on; None where there is none."""
     row = _active_key(session, name_or_id)

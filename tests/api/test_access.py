@@ -397,6 +397,30 @@ def test_when_a_key_is_needed(given: dict[str, Any], needs: bool) -> None:
     assert Settings(**given).needs_key is needs
 
 
+def test_only_the_key_that_opened_a_run_and_admins_push_to_it(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, num_slots=1, require_key=True)
+    tokens = make_keys(settings, "grow-mine", "grow-other", "admin")
+    body = {"cohort": "mine", "name": "pushed", "target_params": 4e5, "decision_dataset": "validation"}
+    with opened(settings) as client:
+        run = client.post("/runs", json=body, headers=bearer(tokens["grow-mine"])).json()["run"]
+        for seq, (name, status) in enumerate((("grow-mine", 200), ("grow-other", 403), ("admin", 200))):
+            point = {
+                "seq": seq,
+                "tokens": 1000 * (seq + 1),
+                "metric": "validation_loss",
+                "dataset": "validation",
+                "value": 4.0,
+            }
+            answer = client.post(
+                f"/runs/{run['run_id']}/points", json={"points": [point]}, headers=bearer(tokens[name])
+            )
+            assert answer.status_code == status, (name, answer.text)
+            if status == 403:
+                assert "was launched with another key" in answer.json()["detail"]
+        points = client.get(f"/runs/{run['run_id']}/points", headers=bearer(tokens["admin"])).json()["data"]
+        assert [point["seq"] for point in points] == [0, 2]
+
+
 def test_a_database_that_does_not_answer_lets_nobody_in(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, num_slots=1, require_key=True)
     token = make_keys(settings, "read")["read"]

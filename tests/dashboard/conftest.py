@@ -73,12 +73,13 @@ def shoot() -> Callable[..., None]:
     def save(page: Page, name: str) -> None:
         if not os.environ.get("GROWTHLAW_SHOTS"):
             return
+        switch = page.locator("header.top button", has_text="colours")
         for theme in ("light", "dark"):
             if page.evaluate("document.documentElement.dataset.theme") != theme:
-                page.get_by_role("button", name="colours").click()
+                switch.evaluate("button => button.click()")  # a dialog may lie over it
             page.wait_for_timeout(300)  # a chart is drawn anew
             page.screenshot(path=SHOTS_DIR / f"{name}-{theme}.png", full_page=True)
-        page.get_by_role("button", name="colours").click()
+        switch.evaluate("button => button.click()")
 
     return save
 

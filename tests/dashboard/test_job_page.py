@@ -5,17 +5,26 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from conftest import RunningService
+from conftest import VOCAB_SIZE, RunningService
+from grid_service import GUIDELINE
 from job_pages import drawn_losses, free_port, open_job, stored_losses
 from playwright.sync_api import Page, expect
+
+from app.store import guidelines as guideline_store
+from app.store.database import Database, sqlite_url
+from app.store.ids import new_id
+from app.store.tables import GuidelineRow
+from fitting.guideline import Guideline
 
 Body = Callable[..., dict[str, Any]]
 Until = Callable[..., Any]
 # Longer than a test takes to look at it, on any machine.
 LONG = {"token_budget": 5_120_000, "controls": [], "evaluation_every_tokens": 10_240}
 MILLISECONDS_TO_TRAIN = 240_000
+TOKEN_BUDGET = 8_000_000
 
 
 def state(page: Page, name: str) -> None:
@@ -145,3 +154,54 @@ def test_a_failure_is_told_in_the_services_own_words(
     expect(page.locator("#facts")).to_contain_text("attempt 2", timeout=MILLISECONDS_TO_TRAIN)
     state(page, "failed")
     assert client.job(job.id).num_attempts == 2
+
+
+def test_a_job_that_follows_an_answer_shows_its_decision_points(
+    page: Page, service: RunningService, grow_body: Body, shoot: Callable[..., None]
+) -> None:
+    """The answer is that of a guideline of the job's own cohort: the grid's laws, as if they had been fitted there."""
+    service.options = ("--slots", "1")
+    service.environment["GROWTHLAW_REFIT_AFTER_SECONDS"] = "86400"
+    client = service.start()
+    busy = client.grow(grow_body(**LONG)).arms[0].job
+    guideline = replace(Guideline.from_json(GUIDELINE.read_text(encoding="utf-8")), id=new_id("gl"), cohort=busy.cohort)
+    database = Database(sqlite_url(service.data_dir))
+    with database.write() as session:
+        row = GuidelineRow(
+            id=guideline.id, cohort=busy.cohort, version=1, is_active=True, num_runs=guideline.num_runs,
+            data_hash=guideline.data_hash, reason="fitted", body=guideline.to_json(),
+        )  # fmt: skip
+        guideline_store.add_guideline(session, row)
+    database.close()
+
+    shape = {"num_layers": 8, "hidden_size": 48, "num_heads": 3, "intermediate_size": 128, "context_length": 64}
+    answer = client.recommend(
+        target_shape=shape | {"vocab_size": VOCAB_SIZE}, token_budget=TOKEN_BUDGET, cohort=busy.cohort
+    )
+    points = answer["decision_points"]
+    assert (answer.decision, len(points) > 1) == ("grow", True)
+    design = {
+        "target_model": shape, "token_budget": TOKEN_BUDGET, "recommendation_id": answer["id"],
+        "growth_factor": answer.growth_factor, "controls": [],
+    }  # fmt: skip
+    timing = round(answer.growth_timing_tokens or 0)
+    follows = client.grow(grow_body(**design, growth_timing_tokens=timing, name="follows")).arms[0].job
+    differs = client.grow(grow_body(**design, growth_timing_tokens=timing // 2, name="differs")).arms[0].job
+    prediction = client.prediction(follows.id)
+    assert prediction["final_loss"] is not None, prediction
+    open_job(page, client, follows)
+    expect(page.locator("#points tbody tr")).to_have_count(len(points))
+    expect(page.locator("#points")).to_contain_text(f"{points[0]['expected_loss_nats']:.4f} nats")
+    expect(page.locator("#points")).to_contain_text("hold a decay leg's end against them")
+    expect(page.locator("#phases .mark")).to_have_count(len(points))
+    drawn = page.wait_for_function(
+        """() => document.querySelector("#curve > .chart")?.data?.find((one) => one.name.startsWith("decision"))?.y"""
+    ).json_value()
+    assert drawn == [point["expected_loss_nats"] for point in points]
+    expect(page.locator("#tiles")).to_contain_text(f"{prediction['final_loss']['nats']:.4f} nats")
+    expect(page.locator("#tiles")).to_contain_text("version 1, fitted before the run")
+    shoot(page, "job-decision-points")
+    open_job(page, client, differs)
+    expect(page.locator("#points")).to_contain_text("the answer's decision points are not this run's")
+    for job in (follows, differs, busy):
+        client.cancel(job.id)

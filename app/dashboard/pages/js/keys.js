@@ -19,7 +19,7 @@ function ask(why) {
     const input = h("input", { id: "key", type: "password", autocomplete: "off", spellcheck: "false", placeholder: "glk_...", required: true });
     const form = h("form", { method: "dialog", class: "stack" },
       h("h2", { id: "key-title" }, "This service needs a key"),
-      h("p", { class: "soft" }, why),
+      h("p", { class: "soft" }, why.charAt(0).toUpperCase() + why.slice(1)),
       h("div", { class: "field" }, h("label", { for: "key" }, "Key"), input,
         h("p", { class: "hint" }, "An admin makes one with `growthlaw keys create NAME --scope plan`. It stays in this browser until you forget it.")),
       h("div", { class: "row" }, h("button", { class: "first", value: "use" }, "Use this key"),

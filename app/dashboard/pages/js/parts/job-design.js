@@ -12,20 +12,26 @@ export function runTokens(run, point) {
   return point.tokens + (point.phase === "grown" || point.phase === "growth" ? run.growth_timing_tokens : 0);
 }
 
-// An answer's decision points are those of its own growth timing; what was started may lie a batch beside it.
-const SAME_TIMING = 0.05;
+// An answer's decision points are those of its own design; what was started may lie a batch beside it.
+const SAME_DESIGN = 0.05;
 
 /**
- * `{points, why}`: the decision points of the kept answer `kept` on the run's axes (`tokens`, `flops`), or why there are none.
+ * `{points, why}`: the decision points of the kept answer `kept` on the run's own axes (`tokens`, `flops`), or why there are none:
+ * losses compare within a cohort alone, and points of another design would mislead.
  */
 export function decisionPoints(job, run, kept) {
-  if (job.role !== "grown") return { points: [], why: "" };
-  if (!kept) return { points: [], why: "The job follows no kept answer, so it has no decision points." };
+  const none = (why) => ({ points: [], why });
+  if (job.role !== "grown") return none("");
+  if (!kept) return none("The job follows no kept answer, so it has no decision points.");
   const { answer } = kept;
-  if (!answer.decision_points?.length) return { points: [], why: "The answer that the job follows rests on no fitted laws, so it names no decision points." };
-  const same = Math.abs(answer.growth_timing_tokens / run.growth_timing_tokens - 1) <= SAME_TIMING && Math.abs(answer.growth_factor / run.growth_factor - 1) <= SAME_TIMING;
-  if (!same) return { points: [], why: "The run grows by another factor or at another time than the answer that it follows, so the answer's decision points are not this run's." };
-  const end = phasesOf(run).reduce((sum, phase) => sum + phase.flops, 0);
-  const points = answer.decision_points.map((point) => ({ ...point, tokens: run.growth_timing_tokens + point.tokens_after_growth, flops: point.compute_flops }));
-  return { points: points.filter((point) => point.flops <= end * 1.02), why: "" };
+  if (!answer.decision_points?.length) return none("The answer that the job follows names no decision points: it rests on no fitted laws, or does not say grow.");
+  if (kept.cohort !== job.cohort) return none(`The answer that the job follows speaks of cohort ${kept.cohort ?? "none"}, so its decision points are not this run's.`);
+  const same = (one, other) => Math.abs(one / other - 1) <= SAME_DESIGN;
+  const isSame = same(answer.growth_timing_tokens, run.growth_timing_tokens) && same(answer.growth_factor, run.growth_factor) && same(answer.target_model.params, run.target_params);
+  if (!isSame) return none("The run has another target, growth factor or growth timing than the answer that it follows, so the answer's decision points are not this run's.");
+  const ahead = answer.decision_points.filter((point) => point.tokens_after_growth <= run.planned_tokens);
+  if (!ahead.length) return none("The run ends before the decision points of the answer that it follows.");
+  const base = run.growth_timing_tokens * run.base_flops_per_token;
+  const points = ahead.map((point) => ({ ...point, tokens: run.growth_timing_tokens + point.tokens_after_growth, flops: base + point.tokens_after_growth * run.target_flops_per_token }));
+  return { points, why: "" };
 }
