@@ -72,7 +72,9 @@ class RunRow(Base):
 
     __tablename__ = "runs"
     __table_args__ = (
-        Index(None, "cohort", "status"),
+        # Listings go by id, newest first: within a cohort, and within what of it has one status.
+        Index(None, "cohort", "run_id"),
+        Index(None, "cohort", "status", "run_id"),
         Index(None, "content_hash", unique=True),
         Index(None, "request_key", unique=True),
     )

@@ -128,6 +128,7 @@ def test_curves_are_laid_over_each_other_with_their_speedups(
     page.reload()
     expect(box).to_have_attribute("aria-label", "train_loss on demo/train of 3 runs over tokens")
     accessible(page)
+    expect(page.get_by_role("checkbox", name=f"Draw {grid.client.run(LEG).name}", exact=True)).to_be_checked()
     page.goto(grid.page(f"runs.html?search=d1332224&runs={GROWN},{CONTROL},{LEG}"))
     expect(page.locator(".reading")).to_contain_text("Point at a curve")
     shoot(page, "runs")

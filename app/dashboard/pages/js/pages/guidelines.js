@@ -154,7 +154,7 @@ async function drawScores(scores, versions) {
       line: { color: colour(shade), dash: name === "never" ? "dot" : name === "gstack" ? "dash" : "solid", width: 2 }, marker: { size: 7 },
       text: versions.map((one) => `${text}: ${figure(value(one, name))} nats over ${one.standings[name]?.num_cases ?? 0} cases, version ${one.version}`), hovertemplate: "%{text}<extra></extra>",
     })),
-    layout: { xaxis: { title: { text: "version" }, tickformat: "d", dtick: versions.length > 15 ? null : 1 }, yaxis: { title: { text: `${title} (nats)` }, rangemode: "tozero" } },
+    layout: { xaxis: { title: { text: "version" }, tickformat: "d", dtick: versions.length > 15 ? null : 1 }, yaxis: { title: { text: measure === "score_nats" ? "mean score (nats)" : "regret (nats)" }, rangemode: "tozero" } },
     summary: `${title} (${unit}) by version, over the same runs for every predictor, beside never growing${known.some(([name]) => name === "gstack") ? " and the published rule" : ""}`,
     columns: [{ title: "Version", cell: (one) => one.version }, { title: "Cases", number: true, cell: (one) => one.standings.active?.num_cases ?? 0 }, ...known.map(([name, text]) => ({ title: text, number: true, cell: (one) => `${figure(value(one, name))} nats` }))],
     rows: versions,

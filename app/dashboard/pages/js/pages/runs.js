@@ -138,13 +138,11 @@ function drawRows(page) {
   const told = `${shown}${page.has_more ? ", more follow" : ""}, newest first${state.after ? " (an older page)" : ""}`;
   const made = table(columns, page.data, { caption: told });
   made.classList.add("dense");
-  made.querySelectorAll("tbody tr").forEach((row, place) => {
-    row.classList.toggle("chosen", chosen.has(page.data[place].run_id));
-    row.children[1].classList.add("name");
-  });
+  for (const row of made.querySelectorAll("tbody tr")) row.children[1].classList.add("name");
   fill(rows, made, h("div", { class: "row" },
     state.after && h("button", { type: "button", onclick: () => turn("") }, "Newest runs"),
     page.has_more && h("button", { type: "button", onclick: () => turn(page.next) }, "Older runs")));
+  tickChosen();
   announce(told);
 }
 
@@ -155,8 +153,7 @@ function turn(after) {
 }
 
 function chooser(run) {
-  const place = [...chosen.keys()].indexOf(run.run_id);
-  const box = h("input", { type: "checkbox", checked: place >= 0, "aria-label": `Draw ${run.name}` });
+  const box = h("input", { type: "checkbox", dataset: { run: run.run_id }, "aria-label": `Draw ${run.name}` });
   box.addEventListener("change", () => {
     if (box.checked && chosen.size >= MOST_CURVES) {
       box.checked = false;
@@ -178,7 +175,7 @@ async function restoreChosen() {
   const found = await Promise.all(wanted.map((id) => chosen.get(id) ?? get(`runs/${encodeURIComponent(id)}`).catch(() => null)));
   chosen.clear();
   for (const run of found) if (run) chosen.set(run.run_id, run);
-  for (const box of rows.querySelectorAll("tr.chosen")) box.classList.remove("chosen");
+  tickChosen();
   await refreshCurves();
 }
 
@@ -196,7 +193,14 @@ async function refreshCurves() {
 function clearChosen() {
   chosen.clear();
   update({ runs: "" });
-  for (const box of rows.querySelectorAll("input[type=checkbox]")) box.checked = false;
-  for (const row of rows.querySelectorAll("tr.chosen")) row.classList.remove("chosen");
+  tickChosen();
   void refreshCurves();
+}
+
+/** The rows that stand there tell which runs are chosen, whichever of the two came first. */
+function tickChosen() {
+  for (const box of rows.querySelectorAll("input[data-run]")) {
+    box.checked = chosen.has(box.dataset.run);
+    box.closest("tr").classList.toggle("chosen", box.checked);
+  }
 }
