@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import ConsoleMessage, Page, Request
+from playwright.sync_api import ConsoleMessage, Page, Request, expect
 
 SHOTS_DIR = Path(__file__).parent / "shots"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -60,6 +60,7 @@ def page(page: Page, expected_errors: list[str]) -> Iterator[Page]:
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("request", on_request)
     page.set_default_timeout(30_000)
+    expect.set_options(timeout=30_000)
     yield page
     assert hosts <= {"127.0.0.1"}
     assert [error for error in errors if not any(part in error for part in expected_errors)] == []
