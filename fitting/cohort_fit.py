@@ -36,6 +36,8 @@ _KINDS_OF_FOLDS: tuple[LeaveOut, ...] = ("target_params", "compute")
 ROWS_FOR_A_LAW = 6
 ROWS_TO_COMPARE_LAWS = 12
 _FEWEST_DRAWS_A_LAW = 12
+# So a law of less weight than this is left out, however many draws there are.
+_LEAST_WEIGHT = _FEWEST_DRAWS_A_LAW / NUM_DRAWS
 # Draws of the scratch law that miss the observed cells by more than this many times the median miss are resamples
 # that lost what held them, such as every run of a size.
 _LOST_RATIO = 5.0
@@ -71,7 +73,7 @@ def fit_own(
         return None
     choosers = {name: law for name, law in GROWTH_LAWS.items() if law.may_choose_timing}
     weights = law_weights(data, choosers)
-    kept = {name: weight for name, weight in weights.by_law.items() if weight * num_draws >= _FEWEST_DRAWS_A_LAW}
+    kept = {name: weight for name, weight in weights.by_law.items() if weight >= _LEAST_WEIGHT}
     basis = fit_scratch_basis(data.scratch, num_draws, seed)
     assert basis.draws is not None
     order = np.random.default_rng(seed).permutation(num_draws)
@@ -169,7 +171,7 @@ def _scratch_fits(
         averaged = fit_scratch_law(rows, "auto")
         assert isinstance(averaged, AveragedScratchFit)
         # A law with a sliver of weight would get a handful of draws, too few for an interval of its own.
-        kept = {name: weight for name, weight in averaged.weights.items() if weight * num_draws >= _FEWEST_DRAWS_A_LAW}
+        kept = {name: weight for name, weight in averaged.weights.items() if weight >= _LEAST_WEIGHT}
         weights = {name: weight / sum(kept.values()) for name, weight in kept.items()}
     fits = {}
     for name, weight in weights.items():

@@ -18,7 +18,7 @@ import pandas as pd
 import scipy
 
 from fitting import cells as cells_module
-from fitting.cohort_fit import PAIRS_TO_STAND_ALONE, CohortFit, fit_cohort, fit_own
+from fitting.cohort_fit import NUM_DRAWS, PAIRS_TO_STAND_ALONE, CohortFit, fit_cohort, fit_own
 from fitting.drawn_losses import state_of
 from fitting.errors import InputError
 from fitting.guideline import Guideline, KnownRange, Noise, ObservedPair, ObservedSingle
@@ -27,7 +27,12 @@ from fitting.table import data_hash, read_runs
 
 
 def fit_guideline(
-    runs: str | Path | pd.DataFrame, cohort: str | None = None, *, seed: int = 0, outer_scores: bool = True
+    runs: str | Path | pd.DataFrame,
+    cohort: str | None = None,
+    *,
+    seed: int = 0,
+    outer_scores: bool = True,
+    num_draws: int = NUM_DRAWS,
 ) -> Guideline:
     """Fit the guideline of one cohort.
 
@@ -36,6 +41,7 @@ def fit_guideline(
         cohort: the cohort to fit; may be left out where the table holds one.
         seed: of every random draw.
         outer_scores: give the held-out scores; without them the fit takes a fraction of the time and predicts the same.
+        num_draws: of the laws' bootstrap.
 
     Returns:
         The guideline; its ``id`` is a hash of the rows, the seed and the law, so equal input gives an equal id.
@@ -62,9 +68,11 @@ def fit_guideline(
     sentences: tuple[str, ...]
     try:
         fit = (
-            fit_own(table, noise, seed=seed, outer_scores=outer_scores) if len(pairs) >= PAIRS_TO_STAND_ALONE else None
+            fit_own(table, noise, seed=seed, num_draws=num_draws, outer_scores=outer_scores)
+            if len(pairs) >= PAIRS_TO_STAND_ALONE
+            else None
         )
-        fit = fit or fit_cohort(pairs, singles, noise, seed=seed)
+        fit = fit or fit_cohort(pairs, singles, noise, seed=seed, num_draws=num_draws)
     except ValueError as error:
         sentences = (f"No scratch law was fitted: {error}.",)
     else:

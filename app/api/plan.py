@@ -18,6 +18,7 @@ from app.api.service import Service, ServiceDep
 from app.contract import Spec
 from app.store import runs as run_store
 from app.store.runs import RunFilter
+from app.sweep.bodies import request_key
 from fitting.conventions import SAME_SIZE
 from fitting.errors import InputError
 from fitting.flops import Shape
@@ -64,7 +65,8 @@ class AskedAbout(BaseModel):
 
 
 class PlannedRun(BaseModel):
-    """One run; `job` is the body of POST /jobs that starts it, null where no run of its width was trained here."""
+    """One run; `job` is the body of POST /jobs that starts it, null where no run of its width was trained here, and `key` the
+    Idempotency-Key under which it starts once, from a page, a script or `growthlaw sweep run`."""
 
     kind: Literal["scratch", "fixed_size", "grown"]
     params: float
@@ -76,6 +78,7 @@ class PlannedRun(BaseModel):
     token_budget: float = Field(description="of the target from scratch at these FLOPs")
     compute_flops: float
     job: dict[str, Any] | None
+    key: str | None
 
 
 class Step(BaseModel):
@@ -219,12 +222,13 @@ def _seeds(plan: NextRuns, fresh: Iterator[int]) -> Iterator[int]:
 
 
 def _planned(run: Experiment, templates: dict[Shape, Spec], seed: int) -> PlannedRun:
+    job = job_body(run, templates, seed)
     return PlannedRun(
         kind=run.kind, params=run.params, num_layers=run.num_layers,
         growth_factor=None if run.base is None else run.base.growth_factor,
         num_base_layers=None if run.base is None else run.base.num_layers,
         growth_timing_tokens=run.growth_timing_tokens, tokens=run.tokens, token_budget=run.token_budget,
-        compute_flops=run.compute_flops, job=job_body(run, templates, seed),
+        compute_flops=run.compute_flops, job=job, key=None if job is None else request_key(job, 0),
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import click
 
 from app.commands.output import emit_json, json_option, print_table, short, url_option
 from app.commands.plan_next import next_runs
+from app.commands.plan_replay import replay
 from app.commands.question import QUESTION_OPTIONS, ask, question_options, read_json
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def plan() -> None:
 
 
 plan.add_command(next_runs)
+plan.add_command(replay)
 
 
 @plan.command()

@@ -105,6 +105,7 @@ def next_runs(
     *,
     targets: Sequence[Target],
     flops_budget: float,
+    offered: Sequence[Experiment] | None = None,
     must_pay: bool = False,
     max_steps: int = 10,
     seed: int = 0,
@@ -116,6 +117,8 @@ def next_runs(
         guideline: fitted; its draws are what is believed today.
         decisions: what the runs are for, of the same guideline (:func:`fitting.planning.decisions.decision_of`).
         targets: sizes that may be trained.
+        offered: the runs to choose among, timings of a base side by side; by default the
+            :func:`fitting.planning.experiments.candidates` of the targets.
         must_pay: choose only steps that save more FLOPs than they cost; for the worth of a pilot.
         max_steps: at most so many.
         progress: told (steps chosen, most possible).
@@ -130,7 +133,9 @@ def next_runs(
     kept = _every(len(decisions[0].losses))
     losses = guideline.losses
     decisions = [_thinned(decision, kept) for decision in decisions]
-    options = [_option(runs, losses, kept) for runs in _bundles(candidates(guideline, targets))]
+    options = [
+        _option(runs, losses, kept) for runs in _bundles(candidates(guideline, targets) if offered is None else offered)
+    ]
     if not any(_priced(option, guideline, [])[1] <= flops_budget for option in options):
         cheapest = min((_priced(option, guideline, [])[1] for option in options), default=None)
         raise InputError(

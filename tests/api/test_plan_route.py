@@ -28,6 +28,7 @@ from app.store import jobs as job_store
 from app.store import runs as run_store
 from app.store.database import Database
 from app.store.tables import CohortRow, JobRow, RunRow
+from app.sweep.bodies import request_key
 from fitting.flops import flops_per_token
 
 HIDDEN64 = Path(__file__).parents[1] / "data" / "hidden64" / "runs.csv"
@@ -83,7 +84,7 @@ def store_runs(database: Database) -> None:
         job_store.add_job(
             session,
             JobRow(
-                id="job_here", kind="train", name="here", role="single", run_id="run_here", cohort="hidden64",
+                id="job_here", kind="growth", name="here", role="single", run_id="run_here", cohort="hidden64",
                 state="succeeded", run_dir="-", spec=json.dumps(to_dict(spec)),
             ),
         )  # fmt: skip
@@ -108,6 +109,8 @@ def test_the_next_runs_are_ready_to_be_started(client: TestClient) -> None:
         assert (body.cohort, body.corpus, body.num_validation_windows) == ("hidden64", "demo", 77)
         assert (body.training.weight_decay, body.training.peak_lr) == (0.2, 4e-3)
         assert body.init_seed == body.data_seed
+        # The key under which a sweep asks for it, from the file that the command writes.
+        assert run["key"] == request_key(json.loads(json.dumps(run["job"])), 0)
         model = model_spec(body.model, MANIFEST, "/model")
         spent = body.training.tokens * flops_per_token(model)
         if body.growth is not None:
