@@ -103,6 +103,8 @@ export class Curve {
       xaxis: { title: { text: axis === "tokens" ? "Tokens of the run" : "FLOPs of the run, base included" }, exponentformat: axis === "tokens" ? "B" : "power" },
       yaxis: { title: { text: "Loss (nats)" } }, height: 420, uirevision: `${axis} ${this.view.part}`, shapes: [], annotations: [],
     };
+    // The whole run stands on an axis of its whole length: what is still to come is seen too.
+    if (this.view.part === "all") layout.xaxis.range = [0, 1.03 * phases.reduce((sum, phase) => sum + phase[axis], 0)];
     if (phases.length > 1) {
       const at = phases[0][axis];
       layout.shapes.push({ type: "line", x0: at, x1: at, yref: "paper", y0: 0, y1: 1, line: { color: colour("series-2"), width: 2, dash: "dash" } });

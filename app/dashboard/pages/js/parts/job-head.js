@@ -35,7 +35,7 @@ export function tiles(job, run, progress, { pace, prediction }) {
     tile("Validation loss", loss(progress?.validation_loss_nats), progress && `training ${loss(progress.train_loss_nats)}`),
     finalTile(run, prediction),
     tile("Speed", progress?.tokens_per_second ? `${count(progress.tokens_per_second)} tokens/s` : "\u2013", progress && `${progress.phase === "single" ? "" : `${progress.phase} phase, `}last line`),
-    tile("MFU", percent(progress?.mfu, 1), progress && progress.mfu === null ? "this device's peak is not known" : "of the dense bf16 peak"),
+    tile("MFU", percent(progress?.mfu, 1), progress && (progress.mfu === null ? "this device's peak is not known" : "of the dense bf16 peak")),
     isOver ? tile("Took", duration(secondsOf(job)), job.num_attempts > 1 ? `its last of ${job.num_attempts} attempts` : "") : leftTile(job, progress, pace));
 }
 
