@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,7 @@ def client(
 
 
 def opened(page: Page, client: Growthlaw, query: str) -> Page:
+    expect.set_options(timeout=30_000)  # a machine that is busy with other tests answers late
     page.goto(f"{client.url}/ui/index.html?{query}")
     expect(page.locator("#sentence")).to_be_visible()
     return page
@@ -127,6 +129,14 @@ def test_a_plan_is_a_link(page: Page, client: Growthlaw) -> None:
     expect(page.locator("#answer .headline")).to_have_text(told)
     expect(page.get_by_label("Non-embedding parameters")).to_have_value("1B")
     assert rows_of(page) == rows
+    # An emptied field stays empty, and what is no amount is told instead of counting as nothing.
+    page.get_by_label("GPUs (K)").fill("")
+    page.get_by_label("Price of a GPU-hour").fill("cheap")
+    expect(page.locator("#w-price")).to_contain_text("no amount")
+    page.reload()
+    expect(page.locator("#w-price")).to_contain_text("no amount")
+    expect(page.get_by_label("GPUs (K)")).to_have_value("")
+    assert next(row[2:4] for row in rows_of(page)) == ["\u2013", "\u2013"]
 
 
 def test_what_cannot_be_read_is_told_at_its_field_and_no_answer_is_left_standing(page: Page, client: Growthlaw) -> None:
@@ -187,6 +197,10 @@ def test_the_one_pager_prints_on_one_page_and_exports_its_rows(page: Page, clien
     pdf = page.pdf(prefer_css_page_size=True)
     assert pdf.startswith(b"%PDF")
     assert len(re.findall(rb"/Type\s*/Page[^s]", pdf)) == 1
+    if os.environ.get("GROWTHLAW_SHOTS"):
+        page.emulate_media(media="print")
+        page.screenshot(path=Path(__file__).parent / "shots" / "plan-onepager.png", full_page=True)
+        page.emulate_media(media="screen")
     with page.expect_download() as found:
         page.get_by_role("button", name="Export CSV").click()
     file = tmp_path / found.value.suggested_filename

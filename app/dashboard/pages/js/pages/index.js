@@ -9,11 +9,11 @@ import { drawLandscape } from "../plan/landscape.js";
 import { openLaunch } from "../plan/launch.js";
 import { downloadCsv, drawOnePager } from "../plan/onepager.js";
 import { drawCompared, drawSaved } from "../plan/saved.js";
-import { assumptionsOf, fieldAt, FieldError, keyOf, queryOf, questionOf, stateOf } from "../plan/state.js";
+import { assumptionErrors, assumptionsOf, fieldAt, FieldError, keyOf, queryOf, questionOf, stateOf } from "../plan/state.js";
 import { announce, empty, failed, loading, startPage } from "../shell.js";
 import { readState, writeState } from "../url.js";
 
-// Long enough that a dragged slider does not ask at every pixel, short enough to feel at once.
+// While a question is under way, the next one waits for a pause: a dragged slider does not ask at every pixel.
 const ASK_AFTER_MS = 60;
 
 startPage();
@@ -38,19 +38,30 @@ await saved();
 
 function changed() {
   if (current && current.key === keyOf(state)) {
-    asking?.abort();
+    settle();
     return void draw();
   }
-  askSoon();
+  if (asking) askSoon();
+  else ask();
 }
 
 const askSoon = debounce(ask, ASK_AFTER_MS);
 
+/** No question is under way any more: what stands is the answer to the last one. */
+function settle() {
+  asking?.abort();
+  asking = null;
+  busy(false);
+}
+
+function busy(is) {
+  places.answer.setAttribute("aria-busy", String(is));
+  for (const place of [places.answer, places["one-pager"]]) place.classList.toggle("busy", is);
+}
+
 /** Ask the state's question; an answer that comes after a newer question was asked is dropped. */
 async function ask() {
-  asking?.abort();
-  const mine = new AbortController();
-  asking = mine;
+  settle();
   const key = keyOf(state);
   let question;
   try {
@@ -60,12 +71,12 @@ async function ask() {
     form.tellErrors({ [error.field]: error.message });
     return void unanswered();
   }
-  places.answer.setAttribute("aria-busy", "true");
-  for (const place of [places.answer, places["one-pager"]]) place.classList.add("busy");
+  const mine = new AbortController();
+  asking = mine;
+  busy(true);
   try {
     const answer = await post("recommend", question, { signal: mine.signal });
     current = { key, question, answer };
-    form.tellErrors({});
     draw();
     landscape.draw();
   } catch (error) {
@@ -75,10 +86,7 @@ async function ask() {
     unanswered();
     failed(places.answer, error, errors ? null : ask);
   } finally {
-    if (asking === mine) {
-      places.answer.removeAttribute("aria-busy");
-      for (const place of [places.answer, places["one-pager"]]) place.classList.remove("busy");
-    }
+    if (asking === mine) settle();
   }
 }
 
@@ -98,6 +106,7 @@ function unanswered() {
 }
 
 function draw() {
+  form.tellErrors(assumptionErrors(state));
   const assumptions = assumptionsOf(state);
   const { answer } = current;
   drawAnswer(places.answer, answer, state, assumptions);

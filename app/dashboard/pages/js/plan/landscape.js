@@ -11,7 +11,8 @@ const RULES = ["gstack", "null", "constant_fraction", "staged", "eighty_percent"
 const NUM_BUDGETS = 9;
 const FACTORS = [1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 11, 16];
 const MOST_FACTORS = 20;
-const NUM_COLUMNS = 160;
+const NUM_COLUMNS = 90;
+const known = new Map();
 const SAME_SIZE = 0.01;
 
 /** The landscape of `answer` in `element`; `signal` drops what is no longer asked for. Charts that stand are drawn over. */
@@ -29,17 +30,17 @@ export async function drawLandscape(element, answer, state, signal) {
     const factors = query.existing_base_tokens ? null : layers ? depthFactors(layers) : FACTORS;
     // The map needs many factors, the comparison only the plan's own.
     const own = answer.growth_factor ?? answer.arms.find((arm) => arm.arm === "grown").growth_factor;
-    const [surface, compared, runs, rules] = await Promise.all([
-      get("surface", { ...query, growth_factors: factors }, options),
-      get("surface", { ...query, growth_factors: own === null ? null : [own], num_timings: 3, num_budgets: NUM_BUDGETS }, options),
-      state.cohort ? listAll("runs", { cohort: state.cohort, status: "finished" }, { most: 2000, signal }) : [],
-      askRules(state, signal),
-    ]);
+    const [surface, runs] = await Promise.all([get("surface", { ...query, growth_factors: factors }, options), runsOf(state.cohort)]);
     const mine = runs.filter((run) => Math.abs(run.target_params / answer.target_model.params - 1) <= SAME_SIZE && run.final_loss !== null);
+    // The map first: whoever moves a slider waits for nothing else. What is drawn beside it is asked for only then.
+    await chart(places.map, () => mapOf(surface, answer, mine, []));
+    performance.mark("surface-drawn");
+    const comparison = { ...query, growth_factors: own === null ? null : [own], num_timings: 3, num_budgets: NUM_BUDGETS };
+    const [rules, { budgets }] = await Promise.all([askRules(state, signal), get("surface", comparison, options)]);
     await chart(places.map, () => mapOf(surface, answer, mine, rules));
     fill(places.note, noteOf(surface, rules));
-    await chart(places.flops, () => overFlops(compared.budgets, answer, mine));
-    await chart(places.fade, () => fadeOf(compared.budgets, answer));
+    await chart(places.flops, () => overFlops(budgets, answer, mine));
+    await chart(places.fade, () => fadeOf(budgets, answer));
     performance.mark("landscape-drawn");
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -48,6 +49,17 @@ export async function drawLandscape(element, answer, state, signal) {
   } finally {
     if (!signal.aborted) element.removeAttribute("aria-busy");
   }
+}
+
+/** A cohort's finished runs; asked for once, as they do not change with the question. */
+function runsOf(cohort) {
+  if (!cohort) return Promise.resolve([]);
+  if (!known.has(cohort)) {
+    const asked = listAll("runs", { cohort, status: "finished" }, { most: 2000 });
+    known.set(cohort, asked);
+    asked.catch(() => known.delete(cohort));
+  }
+  return known.get(cohort);
 }
 
 /** The charts' places, made once so that a new surface is drawn where the old one stood. */

@@ -19,15 +19,20 @@ const SHAPE_FIELDS = {
   context: "context_length",
 };
 
+// How a link says that a field with a default was emptied.
+const EMPTIED = "none";
+
 /** The state of a query: known names only, defaults where there are none. */
 export function stateOf(query) {
-  const known = Object.fromEntries(Object.entries(query).filter(([name]) => NAMES.includes(name)));
+  const known = Object.fromEntries(Object.entries(query).filter(([name]) => NAMES.includes(name))
+    .map(([name, value]) => [name, value === EMPTIED && DEFAULTS[name] ? "" : value]));
   return { ...DEFAULTS, ...known };
 }
 
 /** What differs from the defaults: the shortest link to the same plan. */
 export function queryOf(state) {
-  return Object.fromEntries(NAMES.map((name) => [name, state[name]]).filter(([name, value]) => value !== undefined && value !== (DEFAULTS[name] ?? "")));
+  const differing = NAMES.filter((name) => (state[name] ?? "") !== (DEFAULTS[name] ?? ""));
+  return Object.fromEntries(differing.map((name) => [name, state[name] || EMPTIED]).filter(([name, value]) => value !== EMPTIED || DEFAULTS[name]));
 }
 
 /** A field that the page itself cannot read; `field` is its name in the URL. */
@@ -93,6 +98,12 @@ export function assumptionsOf(state) {
     start: start && !Number.isNaN(start.getTime()) ? start : null,
     pilotHours: amount("pilot") ?? 0, retuneHours: amount("retune") ?? 0,
   };
+}
+
+/** What of the planner's own figures cannot be read, by field: none of them may count as nothing unseen. */
+export function assumptionErrors(state) {
+  const amounts = ["price", "gpus", "pilot", "retune"].filter((name) => given(state, name) && !(parse(state[name]) >= 0));
+  return Object.fromEntries(amounts.map((name) => [name, "This is no amount; it is left out until it is mended."]));
 }
 
 /** What tells two questions apart: plans with the same key have the same answer. */
