@@ -71,6 +71,9 @@ def test_the_answer_leads_with_odds_and_stakes_and_the_numbers_are_the_apis(
     assert rows[2][7] == (">99%" if chance > 0.99 else f"{chance:.0%}")
     assert "pilot read" in rows[2][9]
     assert "pilot read" not in rows[0][9]
+    # Looks after growth are known for the accounting that was asked, and for no other.
+    assert rows[2][9].count("stop above") == len(answer["decision_points"]) > 0
+    assert "stop above" not in rows[3][9]
     assumed = page.locator(".assumptions").inner_text()
     assert answer.guideline["id"] in assumed
     assert "version 1" in assumed
