@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,6 +71,9 @@ def test_the_answer_leads_with_odds_and_stakes_and_the_numbers_are_the_apis(
     assert rows[2][7] == (">99%" if chance > 0.99 else f"{chance:.0%}")
     assert "pilot read" in rows[2][9]
     assert "pilot read" not in rows[0][9]
+    # Looks after growth are known for the accounting that was asked, and for no other.
+    assert rows[2][9].count("stop above") == len(answer["decision_points"]) > 0
+    assert "stop above" not in rows[3][9]
     assumed = page.locator(".assumptions").inner_text()
     assert answer.guideline["id"] in assumed
     assert "version 1" in assumed
@@ -135,7 +139,7 @@ def test_a_plan_is_a_link(page: Page, client: Growthlaw) -> None:
     page.reload()
     expect(page.locator("#w-price")).to_contain_text("no amount")
     expect(page.get_by_label("GPUs (K)")).to_have_value("")
-    assert [row[2:4] for row in rows_of(page)][0] == ["\u2013", "\u2013"]
+    assert next(row[2:4] for row in rows_of(page)) == ["\u2013", "\u2013"]
 
 
 def test_what_cannot_be_read_is_told_at_its_field_and_no_answer_is_left_standing(page: Page, client: Growthlaw) -> None:
@@ -196,6 +200,10 @@ def test_the_one_pager_prints_on_one_page_and_exports_its_rows(page: Page, clien
     pdf = page.pdf(prefer_css_page_size=True)
     assert pdf.startswith(b"%PDF")
     assert len(re.findall(rb"/Type\s*/Page[^s]", pdf)) == 1
+    if os.environ.get("GROWTHLAW_SHOTS"):
+        page.emulate_media(media="print")
+        page.screenshot(path=Path(__file__).parent / "shots" / "plan-onepager.png", full_page=True)
+        page.emulate_media(media="screen")
     with page.expect_download() as found:
         page.get_by_role("button", name="Export CSV").click()
     file = tmp_path / found.value.suggested_filename

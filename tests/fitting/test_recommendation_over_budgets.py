@@ -23,13 +23,14 @@ def test_each_point_is_the_answer_at_its_budget() -> None:
         assert point.growth_timing_tokens == pytest.approx(rows["grown"].growth_timing_tokens)
         assert point.saved_target_tokens == pytest.approx(answer.expected.saved_target_tokens)
         assert point.grown_loss_nats - point.scratch_loss_nats == pytest.approx(answer.expected.delta_nats)
-        for name, band in (("scratch", point.scratch_interval), ("grown", point.grown_interval)):
-            quantiles = rows[name].loss_nats
+        for row, band in ((rows["scratch"], point.scratch_interval), (rows["grown"], point.grown_interval)):
+            quantiles = row.loss_nats
             assert quantiles is not None
             assert band == pytest.approx((quantiles.p10, quantiles.p90), rel=2e-3)
-    first = points[0].saved_interval
+    first, saved = points[0].saved_interval, points[0].saved_target_tokens
     assert first is not None
-    assert first[0] < points[0].saved_target_tokens < first[1]
+    assert saved is not None
+    assert first[0] < saved < first[1]
 
 
 def test_budgets_out_of_reach_are_left_out() -> None:

@@ -37,7 +37,7 @@ function datesOf(arm, answer, assumptions, hours) {
       found.push({ what: "base grown", days: (spent + arm.paid_base_gpu_hours) / assumptions.numGpus / 24, date: at(spent + arm.paid_base_gpu_hours) });
     }
     // The looks after growth are those of the arm that the answer itself is about.
-    if (arm.growth_timing_tokens === answer.growth_timing_tokens) {
+    if (arm.growth_timing_tokens === answer.growth_timing_tokens && arm.tokens === answer.grown_tokens) {
       for (const point of answer.decision_points) {
         const share = point.compute_flops / arm.compute_flops;
         const hoursThere = spent + share * arm.gpu_hours;
