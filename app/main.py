@@ -235,7 +235,9 @@ def serve(settings: Settings, on_ready: Callable[[dict[str, Any]], None] = lambd
         write_json_atomically(service_file, service)
         on_ready(service)
         try:
-            structlog.get_logger().info("serving", url=url, docs=f"{url}/docs", data_dir=str(settings.data_dir))
+            structlog.get_logger().info(
+                "serving", url=url, pages=f"{url}/ui/", docs=f"{url}/docs", data_dir=str(settings.data_dir)
+            )
             StoppableServer(
                 config,
                 on_stop=app.state.service.stop_begins,

@@ -57,7 +57,7 @@ def run_demo(client: Growthlaw, design: DemoDesign, data_dir: Path, console: Con
     _print_result(result, console)
     console.print(f"\nCurves: {data_dir / PLOT_FILE}", highlight=False, soft_wrap=True)
     console.print(
-        f"Look at it all: growthlaw serve --data-dir {data_dir}   then http://127.0.0.1:8000/docs, "
+        f"Look at it all: growthlaw serve --data-dir {data_dir}   then http://127.0.0.1:8000/, "
         "growthlaw runs list, growthlaw jobs list",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

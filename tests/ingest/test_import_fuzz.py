@@ -51,7 +51,9 @@ ODD = (
     '"',
 )
 # Default and, with `-m long`, enough to walk into corners.
-EXAMPLES = pytest.mark.parametrize("max_examples", [12, pytest.param(2_000, marks=pytest.mark.long)])
+EXAMPLES = pytest.mark.parametrize(
+    "max_examples", [12, pytest.param(2_000, marks=[pytest.mark.long, pytest.mark.timeout(3_600)])]
+)
 
 
 @pytest.fixture(scope="module")
