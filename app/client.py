@@ -396,7 +396,9 @@ class Growthlaw:
         """The path of one item; an id cannot lead elsewhere."""
         if not item_id:
             raise ValueError(f"the id of one of {collection} is empty; list them to see which there are")
-        return f"/{collection}/{quote(item_id, safe='')}"
+        quoted = quote(item_id, safe="")
+        # Of dots alone it would be taken for a way up.
+        return f"/{collection}/{quoted.replace('.', '%2E') if set(item_id) == {'.'} else quoted}"
 
     def _all(self, path: str, **query: Any) -> list[Json]:
         """Everything that a listing holds, page after page."""

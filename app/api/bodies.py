@@ -9,7 +9,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
 from pydantic_core import PydanticCustomError
 
 from app.api.problems import Problem
@@ -24,15 +24,16 @@ class RequestBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    @field_validator("*", mode="before")
+    @field_validator("*", mode="wrap")
     @classmethod
-    def _of_its_json_type(cls, value: Any, info: ValidationInfo) -> Any:
+    def _of_its_json_type(cls, value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
         assert info.field_name is not None
+        valid = validate(value)  # what pydantic refuses by itself, it says best
         if not _fits(value, cls.model_fields[info.field_name].annotation):
             raise PydanticCustomError(
                 "json_type", "its JSON type is not the schema's; send it as GET /openapi.json says"
             )
-        return value
+        return valid
 
 
 def _fits(value: Any, annotation: Any) -> bool:

@@ -81,6 +81,8 @@ class BatchAnswer(BaseModel):
 class SurfaceQuery(BaseModel):
     """The question behind a surface, as query parameters. The target's shape is given by all of its sizes, or not at all."""
 
+    model_config = ConfigDict(extra="forbid")
+
     token_budget: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     compute_flops: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     gpu_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)

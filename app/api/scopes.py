@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from starlette.routing import BaseRoute, compile_path
+from starlette.routing import BaseRoute, Mount, compile_path
 
 from app.store.keys import SCOPES, Scope
 
@@ -118,3 +118,5 @@ def walk(routes: Iterable[BaseRoute]) -> Iterable[tuple[str, str]]:
         if path is not None:
             for method in sorted((getattr(route, "methods", None) or {"GET"}) - {"HEAD"}):
                 yield method, path
+            if isinstance(route, Mount):
+                yield "GET", f"{path}/{{file:path}}"

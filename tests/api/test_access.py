@@ -132,7 +132,9 @@ def test_paths_are_judged_as_the_router_takes_them(guarded: tuple[TestClient, To
     for path in ("/k%65ys", "/keys?x=/docs", "/keys#/docs", "//keys", "/keys/", "/docs/../keys", "/docs/%2e%2e/keys"):
         answer = client.get(path, headers=bearer(tokens["grow"]), follow_redirects=False)
         assert answer.status_code in (307, 403, 404), (path, answer.text)
-        assert client.get(path, follow_redirects=False).status_code == 401, path
+        refused = client.get(path, follow_redirects=False)
+        # A path of slashes alone is the front door, which only points at the pages.
+        assert refused.status_code == 401 or refused.headers["location"] == "/ui/", path
     assert client.head("/docs").status_code == 200
     problem(client.get("/nothing"), 401)
     problem(client.get("/nothing", headers=bearer(tokens["read"])), 404)

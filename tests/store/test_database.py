@@ -440,8 +440,7 @@ def test_active_versions_of_cohorts_with_runs_of_a_source(database: Database) ->
                     body="{}",
                 ),
             )  # fmt: skip
-    with database.statement() as connection:
-        assert guideline_store.active_of_source(connection, "import") == [("a", "gl_a"), ("b", "gl_b")]
+    assert guideline_store.active_of_imported(database) == [("a", "gl_a"), ("b", "gl_b")]
 
 
 def test_ids_sort_in_the_order_they_were_made() -> None:
