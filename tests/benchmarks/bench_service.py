@@ -93,7 +93,7 @@ def direct_answer(question: dict[str, Any]) -> Any:
     from fitting.published import published_guideline
     from fitting.recommendation import recommend
 
-    return recommend(RecommendBody(**question).to_request(), published_guideline(DEFAULT_GUIDELINE))
+    return recommend(RecommendBody(**question).to_question(None), published_guideline(DEFAULT_GUIDELINE))
 
 
 # --- servers --------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def measure_direct(question: dict[str, Any], num_requests: int, core: int) -> tu
     from fitting.published import published_guideline
     from fitting.recommendation import recommend
 
-    request, guideline = RecommendBody(**question).to_request(), published_guideline(DEFAULT_GUIDELINE)
+    request, guideline = RecommendBody(**question).to_question(None), published_guideline(DEFAULT_GUIDELINE)
     here = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
