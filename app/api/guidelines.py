@@ -68,7 +68,6 @@ class GuidelineDetail(GuidelineSummary):
 class ActivateBody(RequestBody):
     pinned: bool = Field(
         default=True,
-        strict=True,
         description="hold it until it is released (activated with false) or another is activated by hand",
     )
 

@@ -42,6 +42,7 @@ from fitting.recommendation.request import Request
 PAIRS_FOR_A_CHANCE = 10
 # Stratified normal scores stand in for random noise: quantiles are the same at every call. Half a per cent of mass each.
 _NOISE_SCORES = ndtri((np.arange(200) + 0.5) / 200)
+_NO_BASE = "no base that the budget could pay for is on offer"
 GROWN: dict[str, ArmName] = {"charged": "grown", "sunk": "grown_sunk_base"}
 
 
@@ -106,10 +107,7 @@ def outcomes_from_laws(
     for accounting, arm in GROWN.items():
         budget, best = budgets[accounting], weighed[accounting].best
         if best is None:
-            found.append(
-                ArmOutcome(arm=arm, no_loss_reason="no base that the budget could pay for is on offer",
-                           no_chance_reason="no base that the budget could pay for is on offer")
-            )  # fmt: skip
+            found.append(ArmOutcome(arm=arm, no_loss_reason=_NO_BASE, no_chance_reason=_NO_BASE))
             continue
         base_flops = best.timing_tokens * best.base.flops_per_token
         delta = best.losses - scratch.losses
@@ -119,8 +117,8 @@ def outcomes_from_laws(
                 growth_timing_tokens=best.timing_tokens, tokens=best.grown_tokens, base_flops=base_flops,
                 compute_flops=budget.compute_flops,
                 gpu_hours=None if hardware is None else hardware.gpu_hours(budget.compute_flops),
-                paid_base_gpu_hours=None if hardware is None else hardware.gpu_hours(
-                    budget.base_cost_factor * float(budget.paid_tokens(best.timing_tokens)) * best.base.flops_per_token
+                paid_base_gpu_hours=_paid_base_gpu_hours(
+                    request, budget, best.timing_tokens, best.base.flops_per_token
                 ),
                 loss_nats=quantiles(best.losses, losses, by_law=by_law),
                 chance_to_beat_scratch=None if without_chance else chance_below(delta, losses.delta_noise_nats),
@@ -160,17 +158,23 @@ def outcomes_without_losses(
             found.append(ArmOutcome(arm=arm, no_loss_reason=own.reason, no_chance_reason=own.reason))
             continue
         rate = rates[accounting]
-        paid = budget.base_cost_factor * float(budget.paid_tokens(own.growth_timing_tokens)) * rate
         found.append(
             ArmOutcome(
                 arm=arm, params=target.params, num_layers=target.num_layers, growth_factor=own.growth_factor,
                 growth_timing_tokens=own.growth_timing_tokens, tokens=own.grown_tokens,
                 base_flops=own.growth_timing_tokens * rate, compute_flops=budget.compute_flops, gpu_hours=hours,
-                paid_base_gpu_hours=None if hardware is None else hardware.gpu_hours(paid),
+                paid_base_gpu_hours=_paid_base_gpu_hours(request, budget, own.growth_timing_tokens, rate),
                 no_loss_reason=reason, no_chance_reason=reason,
             )
         )  # fmt: skip
     return tuple(found)
+
+
+def _paid_base_gpu_hours(request: Request, budget: Budget, timing_tokens: float, rate: float) -> float | None:
+    """Of the base's tokens that are charged, at ``rate`` training FLOPs per token; None without hardware."""
+    if request.hardware is None:
+        return None
+    return request.hardware.gpu_hours(budget.base_cost_factor * float(budget.paid_tokens(timing_tokens)) * rate)
 
 
 def quantiles(draws: Array, losses: Losses, *, by_law: bool) -> LossQuantiles:

@@ -214,15 +214,7 @@ class _Search:
         span = math.log(_DRAWS_WITHIN)
         low, high = max(self.log_tokens[0], log_tokens - span), min(self.log_tokens[-1], log_tokens + span)
         grid = np.linspace(low, high, _BUDGETS)
-        cases = [
-            (
-                budget_of(
-                    self.question.probe, self.guideline, base_is_sunk=accounting == "sunk", token_budget=float(tokens)
-                ),
-                base,
-            )
-            for tokens in np.exp(grid)
-        ]
+        cases = [(self._budget(accounting, float(tokens)), base) for tokens in np.exp(grid)]
         paid = [(place, found) for place, found in zip(grid, best_timings(self.losses, cases), strict=True) if found]
         places = np.array([place for place, _ in paid])
         curves = np.stack([found.losses for _, found in paid], axis=1)  # (K, budgets)
@@ -240,9 +232,7 @@ class _Search:
         return budget_of(self.question.probe, self.guideline, base_is_sunk=sunk, token_budget=tokens)
 
     def _at(self, log_tokens: float, accounting: BaseCompute) -> Arms:
-        budget = budget_of(
-            self.question.probe, self.guideline, base_is_sunk=accounting == "sunk", token_budget=math.exp(log_tokens)
-        )
+        budget = self._budget(accounting, math.exp(log_tokens))
         bases = self.question.probe.bases
         (found,) = arms(self.losses, [budget], bases, smallest_run(self.guideline), tried_factors(self.guideline))
         return found
