@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import socket
@@ -14,7 +15,7 @@ from typing import Any
 
 import structlog
 import uvicorn
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 
 from app.api import (
     access,
@@ -46,7 +47,6 @@ from app.api import (
     train,
     workers,
 )
-from app.api.bodies import refuse_repeats
 from app.api.service import Service
 from app.dashboard import routes as page_routes
 from app.guidelines.refitter import Refitter
@@ -147,7 +147,7 @@ def create_app(settings: Settings) -> FastAPI:
     ):
         scopes.check_scopes(module.router.routes)
         # At the routes, so that what is refused leaves as a problem like all else.
-        app.include_router(module.router, max_body_size=MAX_BODY_BYTES, dependencies=[Depends(refuse_repeats)])
+        app.include_router(module.router, max_body_size=MAX_BODY_BYTES)
     app.router.routes.extend(page_routes())
     scopes.check_scopes(app.routes)
     document.install(app)
@@ -221,6 +221,8 @@ def serve(settings: Settings, on_ready: Callable[[dict[str, Any]], None] = lambd
         service_file = settings.data_dir / SERVICE_FILE
         service = {"url": url, "pid": os.getpid(), "data_dir": str(settings.data_dir.resolve())}
         app = create_app(settings)
+        # What is here now stays: the collector need not walk through it again and again while requests are answered.
+        gc.freeze()
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=settings.stop_seconds,
             ssl_certfile=settings.ssl_certfile, ssl_keyfile=settings.ssl_keyfile,

@@ -25,6 +25,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as Connection
 
+from app.api.bodies import check_repeats
 from app.api.problems import Problem, database_problem, problem_response, responses
 from app.api.scopes import SCOPE_OF_ROUTE, Need, needed_for
 from app.settings import LOOPBACK_HOSTS, Settings
@@ -107,6 +108,7 @@ class Gate:
                 self._check_origin(request)
                 _check_content_type(request)
             caller = await self._caller(request)
+            check_repeats(request)
         except Problem as problem:
             log.warning("refused", status=problem.status, method=request.method, path=request.url.path)
             await problem_response(problem)(connection, receive, send)
@@ -152,7 +154,8 @@ class Gate:
         if sent is None:
             if self._needs_key:
                 raise _unauthorized("this service needs a key; send it as `Authorization: Bearer glk_...`")
-            if forwarded := [name for name in FORWARDED_HEADERS if name in request.headers]:
+            names = {name for name, _ in request.scope["headers"]}
+            if forwarded := [name for name in FORWARDED_HEADERS if name.encode() in names]:
                 raise _unauthorized(
                     f"a proxy forwarded this request (header {forwarded[0]}), so it needs a key; send it as "
                     "`Authorization: Bearer glk_...`"

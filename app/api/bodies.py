@@ -5,18 +5,25 @@ pydantic by itself takes true for 1 and "3.2" for 3.2. A trainer that pushes `"v
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, ValidationInfo, ValidatorFunctionWrapHandler, field_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.api.problems import Problem
+from app.api.scopes import paths_for
 
-_JSON_TYPES: dict[Any, tuple[type, ...]] = {
-    bool: (bool,), int: (int, float), float: (int, float), str: (str,), NoneType: (NoneType,),
+Check = Callable[[Any], bool]
+
+_JSON_TYPES: dict[Any, frozenset[type]] = {
+    bool: frozenset({bool}), int: frozenset({int, float}), float: frozenset({int, float}), str: frozenset({str}),
+    NoneType: frozenset({NoneType}),
 }  # fmt: skip
+_WRONG_TYPE = PydanticCustomError("json_type", "its JSON type is not the schema's; send it as GET /openapi.json says")
 
 
 class RequestBody(BaseModel):
@@ -24,49 +31,74 @@ class RequestBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    @field_validator("*", mode="wrap")
+    @model_validator(mode="wrap")
     @classmethod
-    def _of_its_json_type(cls, value: Any, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        assert info.field_name is not None
-        valid = validate(value)  # what pydantic refuses by itself, it says best
-        if not _fits(value, cls.model_fields[info.field_name].annotation):
-            raise PydanticCustomError(
-                "json_type", "its JSON type is not the schema's; send it as GET /openapi.json says"
-            )
+    def _of_its_json_types(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        valid = validate(given)  # what pydantic refuses by itself, it says best
+        if isinstance(given, dict):
+            checks = cls._checks()
+            if wrong := [name for name, value in given.items() if not checks[name](value)]:
+                raise ValidationError.from_exception_data(
+                    cls.__name__, [{"type": _WRONG_TYPE, "loc": (name,), "input": given[name]} for name in wrong]
+                )
         return valid
 
+    @classmethod
+    @cache
+    def _checks(cls) -> dict[str, Check]:
+        return {name: _check_of(field.annotation) for name, field in cls.model_fields.items()}
 
-def _fits(value: Any, annotation: Any) -> bool:
+
+def _check_of(annotation: Any) -> Check:
     """Whether a JSON value is of a type that the annotation allows; what is no plain type is for pydantic to judge."""
-    if annotation in _JSON_TYPES:
-        is_number = annotation in (int, float)
-        return isinstance(value, _JSON_TYPES[annotation]) and not (is_number and isinstance(value, bool))
+    if (types := _plain_types(annotation)) is not None:
+        return lambda value: type(value) in types
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _fits(value, arguments[0])
-    if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in arguments)
     if origin is Literal:
-        return any(value == one and type(value) is type(one) for one in arguments)
+        return lambda value: any(value == one and type(value) is type(one) for one in arguments)
+    if origin is Annotated:
+        return _check_of(arguments[0])
+    checks = [_check_of(one) for one in arguments]
+    if origin in (Union, UnionType):
+        return lambda value: any(check(value) for check in checks)
     if origin is list:
-        return not isinstance(value, list) or all(_fits(item, arguments[0]) for item in value)
+        return lambda value: not isinstance(value, list) or all(map(checks[0], value))
     if origin is tuple:
-        return not isinstance(value, list) or all(_fits(item, one) for item, one in zip(value, arguments, strict=False))
+        return lambda value: (
+            not isinstance(value, list) or all(check(item) for check, item in zip(checks, value, strict=False))
+        )
     if origin is dict:
-        return not isinstance(value, dict) or all(_fits(item, arguments[1]) for item in value.values())
-    return True
+        return lambda value: not isinstance(value, dict) or all(map(checks[1], value.values()))
+    return lambda value: True
 
 
-async def refuse_repeats(request: Request) -> None:
+def _plain_types(annotation: Any) -> frozenset[type] | None:
+    """The Python types of a plain annotation's JSON values; of a union, where all of it is plain."""
+    if annotation in _JSON_TYPES:
+        return _JSON_TYPES[annotation]
+    if get_origin(annotation) is Annotated:
+        return _plain_types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        parts = [_plain_types(one) for one in get_args(annotation)]
+        known = [part for part in parts if part is not None]
+        return frozenset().union(*known) if len(known) == len(parts) else None
+    return None
+
+
+def check_repeats(request: Request) -> None:
     """Refuse a query parameter that stands twice where one value is meant: which of them counts would be a guess.
 
     Raises:
         Problem: naming it.
     """
+    if b"&" not in request.scope["query_string"]:
+        return
     names = [name for name, _ in request.query_params.multi_items()]
     if len(names) == len(set(names)):
         return
-    told = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()].get("parameters", [])
+    paths, method = request.app.openapi()["paths"], request.method.lower()
+    operations = [paths.get(path, {}).get(method, {}) for path in paths_for(request.method, request.scope["path"])]
+    told = [one for operation in operations for one in operation.get("parameters", [])]
     lists = {one["name"] for one in told if "array" in {kind.get("type") for kind in _kinds(one["schema"])}}
     for name in names:
         if names.count(name) > 1 and name not in lists:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Query
+from anyio.to_thread import run_sync
+from fastapi import APIRouter, Body, Query, Response
+from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from app.api.bodies import RequestBody
 from app.api.problems import ProblemBody, problem_of, responses
@@ -41,6 +44,9 @@ class Recommendation(FittedAnswer):
 
     id: str
     kept: bool
+
+
+_TO_JSON = TypeAdapter(Recommendation).dump_json
 
 
 class BatchBody(RequestBody):
@@ -164,12 +170,13 @@ def answer(service: Service, body: RecommendBody) -> tuple[Recommendation, Answe
     found = with_alternatives_from(
         recommend(question, guideline), question, imported_guidelines(service, guideline.cohort)
     )
-    found = replace(found, newer=newer_answer(service.database, guideline, question, service.guideline))
+    if newer := newer_answer(service.database, guideline, question, service.guideline):
+        found = replace(found, newer=newer)
     fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     answered = Recommendation(**fields, id=new_id("rec"), kept=body.keep)
     asked = Answered(
         id=answered.id,
-        question=body.model_dump(mode="json", exclude_none=True, exclude={"keep"}),
+        question=partial(body.model_dump, mode="json", exclude_none=True, exclude={"keep"}),
         cohort=guideline.cohort,
         guideline_id=guideline.id,
         guideline_version=guideline.version,
@@ -179,17 +186,30 @@ def answer(service: Service, body: RecommendBody) -> tuple[Recommendation, Answe
     return answered, asked
 
 
-@router.post("/recommend", summary="Ask whether, when and by how much to grow", responses=responses(422))
-def post_recommend(body: Annotated[RecommendBody, Body()], service: ServiceDep) -> Recommendation:
+@router.post(
+    "/recommend",
+    summary="Ask whether, when and by how much to grow",
+    response_model=Recommendation,
+    responses=responses(422),
+)
+async def post_recommend(body: Annotated[RecommendBody, Body()], request: HttpRequest) -> Response:
     """One answer with its support, both accountings of the base's compute, the recipe and what is not known.
 
     A guideline that lies more than 30x from the question gives no number of its own: the published rule answers instead,
     and says so.
     """
-    answered, row = answer(service, body)
-    if body.keep:
-        _keep(service, [row])
-    return answered
+
+    service: Service = request.app.state.service
+
+    def answer_as_json() -> bytes:
+        answered, row = answer(service, body)
+        if body.keep:
+            _keep(service, [row])
+        return _TO_JSON(answered)
+
+    # A plain `def` would be sent to a thread twice, once for its answer's JSON, and to as many threads as there are
+    # requests, which then wait for one another at every turn.
+    return Response(await run_sync(answer_as_json, limiter=service.answering), media_type="application/json")
 
 
 @router.post("/recommend/batch", summary="Ask many questions at once", responses=responses(422))

@@ -14,6 +14,7 @@ no key: what probes ask, and pages that hold no data.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Literal
 
 from starlette.routing import BaseRoute, Mount, compile_path
@@ -87,17 +88,25 @@ SCOPE_OF_ROUTE: dict[str, Need] = {
 }
 
 
-_COMPILED = [
-    (route.partition(" ")[0], compile_path(route.partition(" ")[2])[0], need) for route, need in SCOPE_OF_ROUTE.items()
-]
+_COMPILED = [(route.partition(" ")[0], compile_path(route.partition(" ")[2])[0], route) for route in SCOPE_OF_ROUTE]
 _RISING: tuple[Need, ...] = ("open", *SCOPES)
 
 
-def needed_for(method: str, path: str) -> Need | None:
-    """What a request needs; None where there is no such route. Of several that match, the most: one of them will answer."""
+@lru_cache(maxsize=4096)
+def _routes_for(method: str, path: str) -> tuple[str, ...]:
+    """The routes that a request may be for; of several that match, one will answer."""
     method = "GET" if method == "HEAD" else method
-    found = [need for of, pattern, need in _COMPILED if of == method and pattern.match(path)]
-    return max(found, key=_RISING.index, default=None)
+    return tuple(route for of, pattern, route in _COMPILED if of == method and pattern.match(path))
+
+
+def needed_for(method: str, path: str) -> Need | None:
+    """What a request needs; None where there is no such route. Of several that match, the most."""
+    return max((SCOPE_OF_ROUTE[route] for route in _routes_for(method, path)), key=_RISING.index, default=None)
+
+
+def paths_for(method: str, path: str) -> list[str]:
+    """The path templates that a request may be for."""
+    return [route.partition(" ")[2] for route in _routes_for(method, path)]
 
 
 def check_scopes(routes: Iterable[BaseRoute]) -> None:

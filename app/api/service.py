@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Generic, TypeVar
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Query, Request
 from pydantic import BaseModel
 
@@ -24,6 +25,8 @@ from fitting.guideline import Guideline
 
 Item = TypeVar("Item")
 _LARGEST_CACHE = 64
+# Answers are computed in Python: more threads than this only take turns.
+_THREADS_THAT_ANSWER = 1
 
 
 class Page(BaseModel, Generic[Item]):
@@ -72,6 +75,7 @@ class Service:
         refitter.on_ended = self.metrics.refit_ended
         self._guidelines: dict[str, Guideline] = {}
         self.recent_answers = RecentAnswers()
+        self.answering = CapacityLimiter(_THREADS_THAT_ANSWER)
 
     def stop_begins(self) -> None:
         """Called as the service is asked to end, in the middle of whatever else it does: sets flags and nothing more."""

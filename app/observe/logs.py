@@ -46,7 +46,7 @@ def log_to_stderr() -> None:
     tracebacks: list[structlog.types.Processor] = [] if on_terminal else [structlog.processors.format_exc_info]
     structlog.configure(
         processors=[*common, *tracebacks, renderer],
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)

@@ -11,7 +11,6 @@ import re
 import time
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.observe.metrics import UNMATCHED, Metrics
@@ -20,6 +19,8 @@ from app.store.ids import new_id
 log = structlog.get_logger()
 
 REQUEST_ID_HEADER = "X-Request-ID"
+_ID_HEADER = REQUEST_ID_HEADER.lower().encode()
+_STREAM = b"text/event-stream"
 SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 # Asked every few seconds by machines: told only where they fail.
 PROBES = ("/healthz", "/readyz", "/metrics")
@@ -42,7 +43,7 @@ class RequestLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == _ID_HEADER), "")
         request_id = given if SANE_ID.fullmatch(given) else new_id("req")
         # Bound for good: the server answers each request in a task of its own, and logs a crash behind this point.
         structlog.contextvars.bind_contextvars(request_id=request_id)
@@ -51,10 +52,11 @@ class RequestLog:
         async def send_with_id(message: Message) -> None:
             nonlocal status, is_stream
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID_HEADER] = request_id
+                # On the raw list: this is done for every answer.
+                others = [one for one in message["headers"] if one[0] != _ID_HEADER]  # a problem bears it by itself
+                headers = message["headers"] = [*others, (_ID_HEADER, request_id.encode())]
                 status = message["status"]
-                is_stream = headers.get("content-type", "").startswith("text/event-stream")
+                is_stream = any(name == b"content-type" and value.startswith(_STREAM) for name, value in headers)
                 if is_stream:
                     self._metrics.stream_opened()
             await send(message)

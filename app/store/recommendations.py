@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +21,11 @@ MOST_RECENT = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Answered:
-    """An answer that was given, kept or not; the guideline is the one asked, whether or not it answered itself."""
+    """An answer that was given, kept or not; the guideline is the one asked, whether or not it answered itself. The
+    question's JSON is made when it is wanted: few answers are kept."""
 
     id: str
-    question: Mapping[str, Any]
+    question: Callable[[], Mapping[str, Any]]
     cohort: str | None
     guideline_id: str
     guideline_version: int
@@ -43,7 +44,7 @@ def keep(session: Session, answered: Answered) -> None:
             guideline_id=answered.guideline_id,
             guideline_version=answered.guideline_version,
             decision=answered.answer.decision,
-            question=json.dumps(answered.question, sort_keys=True),
+            question=json.dumps(answered.question(), sort_keys=True),
             answer=json.dumps(answered.answer.to_dict(), allow_nan=False),
             created_at=answered.created_at,
         )

@@ -7,7 +7,8 @@
 - `service`: `growthlaw serve` as a process, `POST /recommend`;
 - `bare`: a FastAPI app with one plain `def` endpoint in a process of its own, under the same server with the same options;
   it takes the same body model and returns the same answer, computed once, through the same response model;
-- `direct`: `fitting.recommendation.recommend`, in a loop in this process.
+- `direct`: `fitting.recommendation.recommend`, in a loop in this process, of a question built anew each time: one that was
+  asked before holds what it has worked out.
 
 The number is service / (bare + direct), seconds a request at 32 kept connections; the goal is at most 1.30. Servers are
 pinned to one core and the client, raw HTTP/1.1 on asyncio sockets, to another; `direct` runs on the servers' core while
@@ -173,16 +174,18 @@ def measure_server(
 def measure_direct(question: dict[str, Any], num_requests: int, core: int) -> tuple[float, float]:
     """Wall and CPU seconds a call, on the servers' core."""
     from app.api.recommend import DEFAULT_GUIDELINE, RecommendBody
+    from app.questions import question_fields
     from fitting.published import published_guideline
-    from fitting.recommendation import recommend
+    from fitting.recommendation import question_of, recommend
 
-    request, guideline = RecommendBody(**question).to_question(None), published_guideline(DEFAULT_GUIDELINE)
+    guideline = published_guideline(DEFAULT_GUIDELINE)
+    fields = question_fields(RecommendBody(**question).model_dump(exclude={"guideline", "cohort", "keep"}))
     here = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:
         begun, cpu_begun = time.perf_counter(), time.process_time()
         for _ in range(num_requests):
-            recommend(request, guideline)
+            recommend(question_of(fields), guideline)
         return (time.perf_counter() - begun) / num_requests, (time.process_time() - cpu_begun) / num_requests
     finally:
         os.sched_setaffinity(0, here)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from pages_service import Served, serving
 from playwright.sync_api import Locator, Page, expect
+
+from app.bundled import bundled_dir
 
 Shoot = Callable[[Page, str], None]
 Accessible = Callable[[Page], None]
@@ -84,6 +87,7 @@ def test_a_growth_is_joined_from_two_logs(page: Page, served: Served, tmp_path: 
         "Corpus": "web", "Tokenizer": "bpe", "What columns mean": "val_loss = validation_loss on web",
     }.items():  # fmt: skip
         field = page.get_by_label(name, exact=True)
+        expect(field).to_be_attached()  # `is_visible` waits for nothing: the form may not be drawn yet
         if not field.is_visible():
             field.evaluate("element => { element.closest('details').open = true; }")
         field.fill(value)
@@ -136,9 +140,10 @@ def test_the_bundled_grid_is_shown_first_too(page: Page, served: Served) -> None
     page.goto(served.page("import.html"))
     page.get_by_text("Or take the grid of growth runs").click()
     page.get_by_role("button", name="Show what would come in of the grid").click()
-    button = page.get_by_role("button", name="Import 28 runs")
+    count = len(pd.read_csv(bundled_dir("runs") / "headers.csv"))
+    button = page.get_by_role("button", name=f"Import {count} runs")
     expect(button).to_be_visible()
     assert served.client.runs().data == []
     button.click()
-    expect(page.get_by_role("heading", name="28 runs came in")).to_be_visible()
-    assert len(list(served.client.runs(limit=1000))) == 28
+    expect(page.get_by_role("heading", name=f"{count} runs came in")).to_be_visible()
+    assert len(list(served.client.runs(limit=1000))) == count
