@@ -335,7 +335,7 @@ def _warnings(request: Request, guideline: Guideline, weighed: Arms, graded: Sup
     if weighed.oversized:
         against = "both growing and scratch" if best is not None and weighed.decision == "smaller" else "scratch"
         sentences.append(
-            f"The target is over-sized for this budget: {single.params:.3g} parameters alone are expected to end at "
+            f"The target is over-sized for this budget: {single.params:,.0f} parameters alone are expected to end at "
             f"{single.loss_nats:.3f} nats, below {against}."
         )
     if graded.grade == "far":

@@ -47,8 +47,15 @@ def test_a_plan_becomes_jobs_and_their_runs_change_its_answer(
     until(lambda: drawn_losses(page) == stored_losses(client, run.run_id), "the page holds the stored run")
     expect(page.locator("#tiles")).to_contain_text(f"{run.final_loss:.4f} nats")
 
+    # The run stands among the others, with its loss.
+    page.goto(f"{client.url}/ui/runs.html?cohort=circle")
+    expect(page.get_by_role("row").filter(has_text=run.name).filter(has_text="\u00d72")).to_contain_text(
+        f"{run.final_loss:.4f}"
+    )
+
     page.goto(f"{client.url}/ui/index.html?{PLAN}&cohort=circle")
     expect(page.locator("#sentence")).to_be_visible()
+    told_before = page.locator("#answer").inner_text()
     for job in client.jobs(cohort="circle"):
         assert job.wait(timeout_seconds=600).state == "succeeded"
     (version,) = until(lambda: client.guidelines(cohort="circle").data, "the refit", timeout_seconds=300)
@@ -59,3 +66,6 @@ def test_a_plan_becomes_jobs_and_their_runs_change_its_answer(
 
     page.reload()
     expect(page.locator("main")).to_contain_text(after.guideline["name"])
+    assert page.locator("#answer").inner_text() != told_before
+    page.goto(f"{client.url}/ui/guidelines.html?cohort=circle")
+    expect(page.get_by_role("row").filter(has_text=version.reason)).to_contain_text("active")

@@ -7,6 +7,8 @@ import csv
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,9 +53,15 @@ def test_the_answer_leads_with_odds_and_stakes_and_the_numbers_are_the_apis(
     sentence = page.locator("#sentence").inner_text()
     ways = [scores for scores in answer.guideline["held_out"].values() if isinstance(scores, dict)]
     scores = max(ways, key=lambda one: one["sign_cases"])
-    assert sentence.startswith(
-        f"In {scores['sign_hits']} of {scores['sign_cases']} held-out comparisons the sign was right"
-    )
+    # A question that is itself mistaken comes before all odds.
+    (oversized,) = [text for text in answer["warnings"] if text.startswith("The target is over-sized")]
+    odds = f"In {scores['sign_hits']} of {scores['sign_cases']} held-out comparisons the sign was right"
+    assert sentence.startswith(f"{oversized} {odds}")
+    assert page.locator("#answer").inner_text().count(oversized) == 1
+    # Every draw says that growing beats scratch here: what may be lost is against all ways of spending the budget.
+    assert answer["stakes"]["regret_if_wrong"] is None
+    worst = next(arm for arm in answer["arms"] if arm["arm"] == "grown")["worst_regret"]
+    assert f"If this plan is wrong you lose at most {worst['gpu_hours']:.2g}" in sentence
     assert answer.expected.chance_growth_helps is not None
     assert "for your plan growing ends lower than scratch in " in sentence
     four = {arm["arm"]: arm for arm in answer["arms"]}
@@ -115,6 +123,13 @@ def test_the_published_rule_answers_without_a_cohort_and_says_what_it_cannot_giv
     assert rows_of(page)[2][7] == "not given"
 
 
+def test_with_a_base_already_paid_that_arm_is_the_one_recommended(page: Page, client: Growthlaw) -> None:
+    opened(page, client, f"{QUERY}&base_params=55584&base_tokens=300k")
+    recommended = page.locator("#one-pager tbody tr.chosen")
+    expect(recommended).to_have_count(1)
+    expect(recommended).to_contain_text("base already paid (sunk)")
+
+
 def test_a_plan_is_a_link(page: Page, client: Growthlaw) -> None:
     opened(page, client, "")
     page.get_by_label("Non-embedding parameters").fill("1B")
@@ -166,6 +181,7 @@ def test_a_launch_shows_each_error_at_its_field_and_then_starts_real_jobs(
     dialog = page.get_by_role("dialog", name="Launch this plan")
     expect(dialog.get_by_label("Corpus")).to_contain_text("tiny")
     accessible(page)
+    shoot(page, "plan-launch")
     dialog.get_by_label("Cohort").fill("launched")
     for label, value in (
         ("Growth factor g", "3"),
@@ -220,7 +236,9 @@ def test_the_one_pager_prints_on_one_page_and_exports_its_rows(page: Page, clien
     assert float(rows[2]["of_which_pilot_and_retuning_gpu_hours"]) == 0.75
 
 
-def test_copy_plan_gives_the_question_that_the_page_asked(page: Page, client: Growthlaw) -> None:
+def test_copy_plan_gives_the_question_that_the_page_asked(
+    page: Page, client: Growthlaw, shoot: Callable[..., None], tmp_path: Path
+) -> None:
     opened(page, client, QUERY)
     page.get_by_role("button", name="Copy plan").click()
     dialog = page.get_by_role("dialog", name="Copy plan")
@@ -229,6 +247,18 @@ def test_copy_plan_gives_the_question_that_the_page_asked(page: Page, client: Gr
     assert _numbers(body) == _numbers(QUESTION)
     assert client.recommend(**body).decision == client.recommend(**QUESTION).decision
     expect(dialog.get_by_label("Python", exact=True)).to_contain_text("Growthlaw(")
+    shoot(page, "plan-copy")
+    # The command line, run as it stands.
+    command = dialog.get_by_label("Command line", exact=True).inner_text()
+    own = f"{sys.executable} -m app.cli recommend --json"
+    ran = subprocess.run(
+        ["bash", "-c", command.replace("growthlaw recommend", own)], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    told, answer = json.loads(ran.stdout), client.recommend(**QUESTION)
+    assert told["flops"] == answer["flops"]
+    assert (told["decision"], told["growth_timing_tokens"]) == (answer.decision, answer.growth_timing_tokens)
 
 
 def _numbers(value: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import { fill, h } from "../dom.js";
 import { count, delta, factor, flops, gpuHours, interval, percent, tokens } from "../format.js";
-import { amount, directorSentences, headline, isUnsupported } from "./sentence.js";
+import { amount, directorSentences, headline, isUnsupported, oversizedSentence } from "./sentence.js";
 
 // What changes the meaning of the answer itself stands open, above its figures.
 const OPEN = /over-sized|no inner optimum|expected to tie/;
@@ -20,7 +20,7 @@ function told(answer, state, assumptions) {
     h("h2", { class: "headline" }, headline(answer)),
     h("p", { class: "lead", id: "sentence" }, directorSentences(answer, assumptions).join(" ")),
     notTheirs(answer, state),
-    answer.warnings.filter((text) => OPEN.test(text)).map((text) => h("p", { class: "note warn small" }, text)),
+    answer.warnings.filter((text) => OPEN.test(text) && text !== oversizedSentence(answer)).map((text) => h("p", { class: "note warn small" }, text)),
     figures(answer),
   ];
 }

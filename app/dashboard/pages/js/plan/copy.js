@@ -9,27 +9,31 @@ const quoted = (text) => `'${String(text).replaceAll("'", "'\\''")}'`;
 /** `[{title, text}]` of a question, as POST /recommend takes it. */
 export function textsOf(question) {
   const root = address("").href.replace(/\/$/, "");
-  const config = question.target_config;
+  const config = question.target_config ?? configOf(question.target_shape);
   const options = cliOptions(question);
   const python = Object.entries(question).map(([name, value]) => `    ${name}=${pythonOf(value)},\n`).join("");
-  const texts = [];
-  if (options) {
-    texts.push({ title: "Command line", text: `${config ? `cat > config.json <<'EOF'\n${JSON.stringify(config, null, 1)}\nEOF\n` : ""}GROWTHLAW_URL=${root} growthlaw recommend ${options.join(" ")}` });
-  }
-  texts.push(
+  return [
+    { title: "Command line", text: `${config ? `cat > config.json <<'EOF'\n${JSON.stringify(config, null, 1)}\nEOF\n` : ""}GROWTHLAW_URL=${root} growthlaw recommend ${options.join(" ")}` },
     { title: "Python", text: `from app.client import Growthlaw\n\nanswer = Growthlaw(${JSON.stringify(root)}).recommend(\n${python})\nprint(answer.decision, answer.growth_factor, answer.growth_timing_tokens)` },
     { title: "curl", text: `curl ${root}/recommend -H 'Content-Type: application/json' -d ${quoted(JSON.stringify(question))}` },
     { title: "Export for torchtitan, Megatron-LM or transformers",
       text: `curl -s ${root}/recommend -H 'Content-Type: application/json' -d ${quoted(JSON.stringify(question))} > plan.json\ngrowthlaw plan export --for torchtitan --recommendation plan.json --target-config config.json --out plan/` },
-  );
-  return texts;
+  ];
 }
 
-/** Options of `growthlaw recommend`; null where it has none for the question (a shape without a config.json). */
+/** A shape as the transformers config.json that says the same; null without one. */
+function configOf(shape) {
+  return shape ? {
+    model_type: "llama", num_hidden_layers: shape.num_layers, hidden_size: shape.hidden_size, num_attention_heads: shape.num_heads,
+    num_key_value_heads: shape.num_kv_heads ?? shape.num_heads, intermediate_size: shape.intermediate_size,
+    vocab_size: shape.vocab_size, max_position_embeddings: shape.context_length,
+  } : null;
+}
+
+/** Options of `growthlaw recommend`. */
 function cliOptions({ target_config: config, target_shape: shape, existing_base: base, ...plain }) {
-  if (shape) return null;
   const options = Object.entries(plain).map(([name, value]) => `--${name.replaceAll("_", "-")} ${typeof value === "string" ? quoted(value) : value}`);
-  if (config) options.unshift("--config config.json");
+  if (config ?? shape) options.unshift("--config config.json");
   if (base) options.push(`--base-params ${base.params}`, `--base-tokens ${base.tokens}`);
   return options;
 }

@@ -3,12 +3,11 @@
 import { download, fill, h, table } from "../dom.js";
 import { chance, count, figure, flops, gpuHours, money, params } from "../format.js";
 import { dayOf, rowsOf, when } from "./costs.js";
-import { isUnsupported } from "./sentence.js";
+import { chosenArm } from "./sentence.js";
 
 export function drawOnePager(element, answer, state, assumptions) {
   const rows = rowsOf(answer, assumptions);
-  // A published prior far from its own runs recommends nothing.
-  const chosen = isUnsupported(answer) ? null : { grow: "grown", scratch: "scratch", smaller: "best_fixed_size" }[answer.decision];
+  const chosen = chosenArm(answer)?.arm ?? null;
   const dash = (reason) => h("span", { class: "why", title: reason }, "not given");
   const loss = (row, name) => (row.arm.loss_nats ? row.arm.loss_nats[name].toFixed(3) : dash(row.arm.no_loss_reason));
   const columns = [

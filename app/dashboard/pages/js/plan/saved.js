@@ -5,6 +5,7 @@ import { fill, h, table } from "../dom.js";
 import { chance, count, delta, factor, figure, interval, money, percent, time, tokens } from "../format.js";
 import { empty, show } from "../shell.js";
 import { rowsOf } from "./costs.js";
+import { chosenArm } from "./sentence.js";
 
 const MOST_LISTED = 12;
 const MOST_COMPARED = 4;
@@ -50,8 +51,7 @@ const titleOf = ({ answer }) => `${count(answer.target_model.params)} on ${count
 function compare(plans, assumptions) {
   const own = plans.map(({ answer }) => {
     const rows = rowsOf(answer, assumptions);
-    const arm = { grow: "grown", scratch: "scratch", smaller: "best_fixed_size" }[answer.decision];
-    return { rows, chosen: rows.find((row) => row.arm.arm === arm) ?? null };
+    return { rows, chosen: rows.find((row) => row.arm === chosenArm(answer)) ?? null };
   });
   const lines = [
     ["Decision", (plan) => plan.answer.decision],

@@ -36,14 +36,35 @@ function heldOutSentence(answer) {
   return `${hits}; for your plan growing ends lower than scratch in ${odds(chance)}.`;
 }
 
+/** The arm that the answer recommends; null where it recommends none: a published prior far from its own runs. */
+export function chosenArm(answer) {
+  const { base, grown, total } = answer.flops;
+  const isSunk = base !== null && total < (base + grown) * (1 - 1e-9);  // some of the base was paid before
+  const name = { grow: isSunk ? "grown_sunk_base" : "grown", scratch: "scratch", smaller: "best_fixed_size" }[answer.decision];
+  return isUnsupported(answer) ? null : answer.arms.find((one) => one.arm === name) ?? null;
+}
+
 function stakesSentence(answer, assumptions) {
   if (!answer.stakes) return null;
   const { gain_if_right: gain, regret_if_wrong: regret } = answer.stakes;
   const worth = (stake) => amount(stake, assumptions) ?? `${figure(stake.nats)} nats`;
   if (gain && regret) return `If growing is wrong you lose ${worth(regret)}; if it is right you save ${worth(gain)}.`;
-  if (gain) return `Every draw of the laws says that growing helps, by ${worth(gain)} on average; what is left to go wrong is the luck of a single run.`;
-  return `Every draw of the laws says that growing harms, by ${worth(regret)} on average.`;
+  const told = gain
+    ? `Every draw of the laws says that growing beats scratch, by ${worth(gain)} on average.`
+    : `Every draw of the laws says that growing ends above scratch, by ${worth(regret)} on average.`;
+  return `${told} ${worstSentence(answer, worth)}`.trim();
 }
+
+/** What being wrong costs where the draws agree about growth: the recommended arm in its worst draw, against all arms. */
+function worstSentence(answer, worth) {
+  const worst = chosenArm(answer)?.worst_regret;
+  if (!worst) return "";
+  if (worst.nats <= 0) return `In none of ${worst.num_draws} draws does another way of spending this budget end lower.`;
+  return `If this plan is wrong you lose at most ${worth(worst)}: the worst of ${worst.num_draws} draws, against scratch, growing and the best fixed size.`;
+}
+
+/** What stands before everything else: a target that this budget is too small for. */
+export const oversizedSentence = (answer) => (answer.decision === "smaller" ? null : answer.warnings.find((text) => text.startsWith("The target is over-sized")) ?? null);
 
 /** What to do, in one line. */
 export function headline(answer) {
@@ -62,9 +83,9 @@ export function headline(answer) {
   }
 }
 
-/** The director's sentences: odds and the cost of being wrong first. */
+/** The director's sentences: a wrong question first, then odds and the cost of being wrong. */
 export function directorSentences(answer, assumptions) {
-  const told = [heldOutSentence(answer), stakesSentence(answer, assumptions)].filter(Boolean);
+  const told = [oversizedSentence(answer), heldOutSentence(answer), stakesSentence(answer, assumptions)].filter(Boolean);
   const { speedup, speedup_interval: span, basis } = answer.expected;
   if (speedup !== null) {
     const range = span ? ` (${interval(span, percent)})` : "";
