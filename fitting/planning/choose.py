@@ -30,6 +30,7 @@ from fitting.planning.decisions import Decision
 from fitting.planning.experiments import Experiment, candidates, control_of, stands
 from fitting.planning.value import Seen, Simulation
 from fitting.recommendation.losses import Losses
+from fitting.recommendation.outcomes import PAIRS_FOR_A_CHANCE
 from fitting.rules.base import quantity
 
 Array = NDArray[np.float64]
@@ -192,7 +193,7 @@ def _grow_plan(
         steps=tuple(steps), regret_now_nats=start.nats, regret_after_nats=now.nats,
         cost_flops=sum(step.cost_flops for step in steps), saved_flops=mean,
         saved_flops_interval=(mean - spread, mean + spread), num_weighed=len(options),
-        note=_note(steps, start, must_pay=must_pay),
+        note=_note(steps, start, must_pay=must_pay) + _caution(guideline),
     )  # fmt: skip
 
 
@@ -309,4 +310,15 @@ def _note(steps: Sequence[PlannedStep], start: _Total, *, must_pay: bool) -> str
         )
     return (
         f"No run in reach lowers the expected regret of {start.nats:.4f} nats by more than the simulation's own noise."
+    )
+
+
+def _caution(guideline: Guideline) -> str:
+    """Draws that little was held against: in the replay on the first public grid they called an end to planning too soon."""
+    tested = guideline.num_held_out_pairs
+    if tested >= PAIRS_FOR_A_CHANCE:
+        return ""
+    return (
+        f" These draws were tested on {tested} held-out pairs, fewer than {PAIRS_FOR_A_CHANCE}: that nothing more pays they "
+        "may say too soon."
     )

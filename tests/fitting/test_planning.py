@@ -175,7 +175,13 @@ def test_draws_that_agree_leave_nothing_to_learn(fitted: Guideline) -> None:
     certain = replace(decision, losses=np.repeat(decision.losses[:1], len(decision.losses), axis=0))
     plan = next_runs(fitted, [certain], targets=[TARGET], flops_budget=1e15)
     assert plan.steps == ()
-    assert plan.note == "No run pays: in every draw the arm chosen today is the best one."
+    assert plan.note.startswith("No run pays: in every draw the arm chosen today is the best one.")
+    # Nobody has held these draws against runs that they had not seen: the end of planning is told with that.
+    assert fitted.num_held_out_pairs == 0
+    assert "tested on 0 held-out pairs, fewer than 10" in plan.note
+    scores = {"num_pairs": 10}
+    tested = next_runs(replace(fitted, held_out=scores), [certain], targets=[TARGET], flops_budget=1e15)
+    assert tested.note == "No run pays: in every draw the arm chosen today is the best one."
 
 
 def test_what_cannot_be_planned_is_refused(fitted: Guideline) -> None:
