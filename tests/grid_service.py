@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from conftest import RunningService
+from stored_guideline import store_guideline
 
 from app.client import Growthlaw
-from app.store import guidelines as guideline_store
 from app.store.database import Database, sqlite_url
-from app.store.tables import GuidelineRow
 from fitting.guideline import Guideline
 
 COHORT = "grid"
@@ -36,13 +35,6 @@ def start_with_grid(service: RunningService) -> Growthlaw:
     client.import_bundled_runs()
     guideline = Guideline.from_json(GUIDELINE.read_text(encoding="utf-8"))
     database = Database(sqlite_url(service.data_dir))
-    with database.write() as session:
-        guideline_store.add_guideline(
-            session,
-            GuidelineRow(
-                id=guideline.id, cohort=COHORT, version=guideline.version, is_active=True, num_runs=guideline.num_runs,
-                data_hash=guideline.data_hash, reason="fitted", body=guideline.to_json(),
-            ),
-        )  # fmt: skip
+    store_guideline(database, guideline, COHORT)
     database.engine.dispose()
     return client

@@ -7,12 +7,12 @@ from functools import cache
 from typing import Any
 
 import pandas as pd
+from stored_guideline import store_guideline
 
-from app.store import guidelines as guideline_store
 from app.store import runs as run_store
 from app.store.cohorts import join_cohort
 from app.store.database import Database
-from app.store.tables import GuidelineRow, RunRow
+from app.store.tables import RunRow
 from fitting.flops import Shape, flops_per_token, non_embedding_params
 from fitting.guideline import Guideline
 from fitting.refit import fit_guideline
@@ -68,15 +68,7 @@ def store_cohort(database: Database, *, num_budgets: int = 1) -> None:
 def store_fitted_cohort(database: Database) -> None:
     """Store all runs and the guideline that was fitted to them."""
     _store(database, rows())
-    guideline = fitted()
-    with database.write() as session:
-        guideline_store.add_guideline(
-            session,
-            GuidelineRow(
-                id=guideline.id, cohort=COHORT, version=guideline.version, is_active=True, num_runs=guideline.num_runs,
-                data_hash=guideline.data_hash, reason="fitted", body=guideline.to_json(),
-            ),
-        )  # fmt: skip
+    store_guideline(database, fitted(), COHORT)
 
 
 def _store(database: Database, runs: list[RunRow]) -> None:

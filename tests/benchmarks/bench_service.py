@@ -1,10 +1,10 @@
 """What the service costs: `/recommend` over HTTP, its start, its memory.
 
-    python tests/benchmarks/bench_service.py [--rounds 10] [--requests 320] [--starts 5] [--out FILE]
+    python tests/benchmarks/bench_service.py [--rounds 10] [--requests 960] [--starts 5] [--out FILE]
 
 **Overhead.** Three arms answer the same questions:
 
-- `service`: `growthlaw serve` as a process, `POST /recommend`;
+- `service`: `growthlaw serve` as a process, `POST /recommend`: of a published rule, and of a cohort's fitted guideline;
 - `bare`: a FastAPI app with one plain `def` endpoint in a process of its own, under the same server with the same options;
   it takes the same body model and returns the same answer, computed once, through the same response model;
 - `direct`: `fitting.recommendation.recommend`, in a loop in this process, of a question built anew each time: one that was
@@ -41,6 +41,10 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+# Every arm runs on one core: threads of a BLAS would only fight for it.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import httpx
 import numpy as np
@@ -60,7 +64,17 @@ QUESTIONS = {
         },
         "token_budget": 2e12,
     },
+    "a cohort's fitted guideline": {
+        "target_shape": {
+            "num_layers": 8, "hidden_size": 48, "num_heads": 3, "intermediate_size": 128, "vocab_size": 1024,
+            "context_length": 128,
+        },
+        "token_budget": 2e6, "guideline": "gl_01m80bpagspgkmme760wxz3zq4",
+    },
 }  # fmt: skip
+# Laws take tens of times as long as a published rule: so many fewer requests.
+FEWER_OF_THE_FITTED = 10
+GRID_GUIDELINE = ROOT / "tests" / "data" / "grid_guideline" / "guideline.json"
 
 
 # --- the bare app, in a process of its own -------------------------------------------------------------------
@@ -89,12 +103,22 @@ def serve_bare(question: dict[str, Any]) -> None:
     uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False)).run(sockets=[listener])
 
 
-def direct_answer(question: dict[str, Any]) -> Any:
-    from app.api.recommend import DEFAULT_GUIDELINE, RecommendBody
+def guideline_for(question: dict[str, Any]) -> Any:
+    """The guideline that answers: the fitted one where the question names it."""
+    from app.api.recommend import DEFAULT_GUIDELINE
+    from fitting.guideline import Guideline
     from fitting.published import published_guideline
+
+    if "guideline" in question:
+        return Guideline.from_json(GRID_GUIDELINE.read_text(encoding="utf-8"))
+    return published_guideline(DEFAULT_GUIDELINE)
+
+
+def direct_answer(question: dict[str, Any]) -> Any:
+    from app.api.recommend import RecommendBody
     from fitting.recommendation import recommend
 
-    return recommend(RecommendBody(**question).to_question(None), published_guideline(DEFAULT_GUIDELINE))
+    return recommend(RecommendBody(**question).to_question(None), guideline_for(question))
 
 
 # --- servers --------------------------------------------------------------------------------------------------
@@ -128,6 +152,24 @@ def server(command: list[str], core: int | None = None) -> Iterator[tuple[psutil
     finally:
         process.terminate()
         process.wait(timeout=60)
+
+
+def store_fitted(data_dir: Path) -> None:
+    """A database with the guideline of the project's own grid. Its runs are not there, so it is soon put away as its cohort's
+    active one, and is asked by its id."""
+    from stored_guideline import store_guideline
+
+    from app.opening import open_database
+    from app.settings import Settings
+    from app.store.cohorts import join_cohort
+    from fitting.guideline import Guideline
+
+    data_dir.mkdir(parents=True)
+    database = open_database(Settings(data_dir=data_dir))
+    with database.write() as session:
+        join_cohort(session, "grid", {}, decision_metric="validation_loss", decision_dataset="demo")
+    store_guideline(database, Guideline.from_json(GRID_GUIDELINE.read_text(encoding="utf-8")), "grid")
+    database.close()
 
 
 def service_command(data_dir: Path) -> list[str]:
@@ -173,12 +215,11 @@ def measure_server(
 
 def measure_direct(question: dict[str, Any], num_requests: int, core: int) -> tuple[float, float]:
     """Wall and CPU seconds a call, on the servers' core."""
-    from app.api.recommend import DEFAULT_GUIDELINE, RecommendBody
+    from app.api.recommend import RecommendBody
     from app.questions import question_fields
-    from fitting.published import published_guideline
     from fitting.recommendation import question_of, recommend
 
-    guideline = published_guideline(DEFAULT_GUIDELINE)
+    guideline = guideline_for(question)
     fields = question_fields(RecommendBody(**question).model_dump(exclude={"guideline", "cohort", "keep"}))
     here = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
@@ -205,6 +246,10 @@ def overhead(
     server_core, client_core = cores
     os.sched_setaffinity(0, {client_core})
     bare_command = [sys.executable, str(Path(__file__)), "--bare", json.dumps(question)]
+    num_requests = options.requests
+    if "guideline" in question:
+        store_fitted(folder / "service")
+        num_requests = max(NUM_CONNECTIONS, num_requests // FEWER_OF_THE_FITTED)
     with (
         server(service_command(folder / "service"), server_core) as (service, service_url, _),
         server(bare_command, server_core) as (bare, bare_url, _),
@@ -215,11 +260,11 @@ def overhead(
             "direct": lambda count: measure_direct(question, count, server_core),
         }
         for measure in arms.values():
-            measure(NUM_CONNECTIONS * 3)  # warm: first imports, pools, caches
+            measure(min(num_requests, NUM_CONNECTIONS * 3))  # warm: first imports, pools, caches
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
         for place in range(options.rounds):
             for name in arms if place % 2 == 0 else reversed(arms):
-                seconds[name].append(arms[name](options.requests))
+                seconds[name].append(arms[name](num_requests))
     found: dict[str, Any] = {}
     for column, clock in enumerate(("wall", "cpu")):
         each = {name: np.array(rounds)[:, column] for name, rounds in seconds.items()}
@@ -248,7 +293,7 @@ def starts(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--requests", type=int, default=320, help="of an arm in a round")
+    parser.add_argument("--requests", type=int, default=960, help="of an arm in a round")
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--bare", help=argparse.SUPPRESS)

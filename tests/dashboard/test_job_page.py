@@ -12,11 +12,10 @@ from conftest import VOCAB_SIZE, RunningService
 from grid_service import GUIDELINE
 from job_pages import drawn_losses, free_port, open_job, stored_losses
 from playwright.sync_api import Page, expect
+from stored_guideline import store_guideline
 
-from app.store import guidelines as guideline_store
 from app.store.database import Database, sqlite_url
 from app.store.ids import new_id
-from app.store.tables import GuidelineRow
 from fitting.guideline import Guideline
 
 Body = Callable[..., dict[str, Any]]
@@ -166,12 +165,7 @@ def test_a_job_that_follows_an_answer_shows_its_decision_points(
     busy = client.grow(grow_body(**LONG)).arms[0].job
     guideline = replace(Guideline.from_json(GUIDELINE.read_text(encoding="utf-8")), id=new_id("gl"), cohort=busy.cohort)
     database = Database(sqlite_url(service.data_dir))
-    with database.write() as session:
-        row = GuidelineRow(
-            id=guideline.id, cohort=busy.cohort, version=1, is_active=True, num_runs=guideline.num_runs,
-            data_hash=guideline.data_hash, reason="fitted", body=guideline.to_json(),
-        )  # fmt: skip
-        guideline_store.add_guideline(session, row)
+    store_guideline(database, guideline, busy.cohort)
     database.close()
 
     shape = {"num_layers": 8, "hidden_size": 48, "num_heads": 3, "intermediate_size": 128, "context_length": 64}
