@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import gc
 import json
 import os
 import socket
@@ -54,9 +53,8 @@ from app.jobs.launchers.base import Launcher
 from app.jobs.launchers.exec import ExecLauncher
 from app.jobs.launchers.exec_settings import read_exec_settings
 from app.jobs.launchers.local import LocalLauncher
-from app.jobs.launchers.ray import RayLauncher
-from app.jobs.launchers.ray_api import RayApi, RayRefusedError, RayToken
 from app.jobs.supervisor import Supervisor
+from app.loading import loading
 from app.observe.logs import log_to_stderr
 from app.observe.requests import RequestLog
 from app.opening import StartError, open_database
@@ -183,19 +181,23 @@ def _launchers(settings: Settings) -> list[Launcher]:
             launchers.append(ExecLauncher(runs_dir, read_exec_settings(settings.exec_file)))
         except InputError as error:
             raise StartError(f"--exec-file {settings.exec_file}: {error}") from None
-    return [*launchers, *_ray_launchers(settings)]
+    if settings.ray_address is not None:
+        launchers.append(_ray_launcher(settings, settings.ray_address))
+    return launchers
 
 
-def _ray_launchers(settings: Settings) -> list[RayLauncher]:
-    """The Ray cluster of the settings, if they name one. One that is away is waited for, one that refuses us is not.
+def _ray_launcher(settings: Settings, address: str) -> Launcher:
+    """The Ray cluster of the settings. One that is away is waited for, one that refuses us is not.
 
     Raises:
         StartError: the address or the token is wrong.
     """
-    if settings.ray_address is None:
-        return []
+    # Their HTTP client takes a while to load, and few services have a Ray cluster.
+    from app.jobs.launchers.ray import RayLauncher
+    from app.jobs.launchers.ray_api import RayApi, RayRefusedError, RayToken
+
     try:
-        api = RayApi(settings.ray_address, RayToken(settings.ray_token, settings.ray_token_file))
+        api = RayApi(address, RayToken(settings.ray_token, settings.ray_token_file))
         version = api.version()
     except (InputError, RayRefusedError) as error:
         raise StartError(str(error)) from None
@@ -203,7 +205,7 @@ def _ray_launchers(settings: Settings) -> list[RayLauncher]:
         structlog.get_logger().warning("ray_away", reason=str(error))
     else:
         structlog.get_logger().info("ray_attached", address=api.address, ray=version)
-    return [RayLauncher(settings.runs_dir.resolve(), api, python=settings.ray_python)]
+    return RayLauncher(settings.runs_dir.resolve(), api, python=settings.ray_python)
 
 
 def serve(settings: Settings, on_ready: Callable[[dict[str, Any]], None] = lambda service: None) -> None:
@@ -220,9 +222,8 @@ def serve(settings: Settings, on_ready: Callable[[dict[str, Any]], None] = lambd
         url = f"{'https' if settings.ssl_certfile else 'http'}://{host}:{port}"
         service_file = settings.data_dir / SERVICE_FILE
         service = {"url": url, "pid": os.getpid(), "data_dir": str(settings.data_dir.resolve())}
-        app = create_app(settings)
-        # What is here now stays: the collector need not walk through it again and again while requests are answered.
-        gc.freeze()
+        with loading():
+            app = create_app(settings)
         config = uvicorn.Config(
             app, log_config=None, access_log=False, timeout_graceful_shutdown=settings.stop_seconds,
             ssl_certfile=settings.ssl_certfile, ssl_keyfile=settings.ssl_keyfile,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from alembic.util import CommandError
 from sqlalchemy.exc import DatabaseError
 
 from app.settings import Settings
-from app.store.database import Database
+from app.store.database import Database, MigrationError
 from fitting.errors import InputError
 
 
@@ -26,7 +25,7 @@ def open_database(settings: Settings) -> Database:
         raise StartError(f"GROWTHLAW_DATABASE_URL: {error}") from None
     try:
         database.migrate()
-    except (DatabaseError, CommandError) as error:
+    except (DatabaseError, MigrationError) as error:
         database.close()
         why = getattr(error, "orig", error)
         if settings.database_url is not None:

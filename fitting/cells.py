@@ -21,14 +21,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from fitting.flops import Shape, flops_per_token
 from fitting.guideline import Noise, ObservedPair, ObservedSingle
 from fitting.table import SHAPE_COLUMNS, is_grown, plain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EQUAL_COMPUTE_TOLERANCE = 0.01
 
@@ -134,6 +136,8 @@ def cells(runs: pd.DataFrame) -> tuple[Cell, ...]:
     Args:
         runs: rows of one cohort and one basis, compute filled (:func:`usable`, :func:`with_compute`).
     """
+    import pandas as pd
+
     result = []
     grown = is_grown(runs)
     # groupby drops or splits missing values; a text key keeps a missing recipe equal to a missing recipe.

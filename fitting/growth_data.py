@@ -21,9 +21,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from fitting.cells import EQUAL_COMPUTE_TOLERANCE, usable, with_compute
 from fitting.conventions import SAME_SIZE
@@ -31,6 +31,9 @@ from fitting.growth_laws.base import GrowthPoints
 from fitting.laws.base import Array
 from fitting.scratch_rows import ScratchRows, read_table
 from fitting.table import data_hash, is_grown, read_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Scratch runs of one target whose tokens are further apart than this do not make a curve to be read between.
 _WIDEST_GAP = 2.0
@@ -86,7 +89,7 @@ def read_growth_table(
     Raises:
         ValueError: as :func:`fitting.table.read_runs`; or two finished runs of one id where ``is_final`` says so.
     """
-    raw = read_table(source) if not isinstance(source, pd.DataFrame) else source
+    raw = read_table(source) if isinstance(source, str | Path) else source
     taken: tuple[str, ...] = ()
     if "is_final" not in raw.columns and "run_id" in raw.columns and bool(raw["run_id"].duplicated().any()):
         raw = raw.assign(is_final=False)

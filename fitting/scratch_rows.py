@@ -20,11 +20,14 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from fitting.laws.base import Array
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _MAX_LOSS_NATS = 20.0  # ln of the largest vocabulary in use is 13.8
 _LIMITS = {
@@ -73,6 +76,8 @@ class ScratchRows:
 
 def read_table(path: Path | str) -> pd.DataFrame:
     """A CSV file as a table; ValueError if it is missing, empty or names a column twice."""
+    import pandas as pd
+
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"table '{file}' is not a file")
@@ -193,6 +198,8 @@ def _column(table: pd.DataFrame, name: str) -> pd.Series:
 
 def _numbers(table: pd.DataFrame, name: str, limits: str | None) -> Array:
     """Column ``name`` as positive finite numbers within the limits of its kind."""
+    import pandas as pd
+
     column = _column(table, name)
     values = np.asarray(pd.to_numeric(column, errors="coerce"), dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values))

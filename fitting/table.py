@@ -15,12 +15,14 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from fitting.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Kind = Literal["text", "number", "flag"]
 
@@ -153,6 +155,8 @@ def plain(value: Any) -> Any:
 
 
 def _load(source: str | Path | pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
     if isinstance(source, pd.DataFrame):
         frame = source.reset_index(drop=True)
     else:
@@ -190,18 +194,26 @@ def _check_header(frame: pd.DataFrame) -> None:
 
 
 def _none_grown(frame: pd.DataFrame) -> bool:
+    import pandas as pd
+
     if "growth_factor" not in frame.columns:
         return False
     return bool((pd.to_numeric(frame["growth_factor"], errors="coerce") == 1).all())
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
     typed: dict[str, Any] = {}
     for name, kind in (COLUMNS | EXTRA_COLUMNS).items():
         if name not in frame.columns:
             values: list[Any] = [None] * len(frame)
         else:
-            values = [None if _empty(value) else value for value in frame[name].tolist()]
+            column = frame[name]
+            values = [
+                None if missing or _says_missing(value) else value
+                for value, missing in zip(column.tolist(), column.isna(), strict=True)
+            ]
         if kind == "text":
             typed[name] = pd.Series([None if value is None else str(value) for value in values], dtype=object)
         elif kind == "number":
@@ -214,14 +226,8 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     return result
 
 
-def _empty(value: Any) -> bool:
-    return (
-        value is None
-        or value is pd.NA
-        or value is pd.NaT
-        or (isinstance(value, float) and math.isnan(value))
-        or (isinstance(value, str) and value.strip().lower() in ("", "nan", "na", "none", "null"))
-    )
+def _says_missing(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() in ("", "nan", "na", "none", "null")
 
 
 def _number(column: str, row: int, value: Any) -> float:
@@ -286,12 +292,12 @@ def _check_required(frame: pd.DataFrame) -> None:
             "give each run its own id, or mark the points of one curve is_final = false")  # fmt: skip
     finished = frame["status"] == "finished"
     for name in REQUIRED_COLUMNS:
-        needed = pd.Series(True, index=frame.index)
+        missing = frame[name].isna()
         if name == "base_params":
-            needed = frame["growth_factor"] != 1
+            missing &= frame["growth_factor"] != 1
         elif name == "final_loss":
-            needed = finished
-        _refuse(frame[name].isna() & needed, name, "is empty", "fill it in, or drop the row")
+            missing &= finished
+        _refuse(missing, name, "is empty", "fill it in, or drop the row")
 
 
 def _check_signs(frame: pd.DataFrame) -> None:

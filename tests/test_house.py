@@ -23,16 +23,31 @@ def test_tool_finds_nothing(command: tuple[str, ...]) -> None:
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-def test_the_service_process_loads_no_torch() -> None:
-    code = (
-        "import app.main, app.jobs.supervisor, app.guidelines.refitter, app.guidelines.__main__, app.corpus.__main__, sys;"
-        "print([m for m in sys.modules if m.split('.')[0] in ('torch', 'transformers', 'matplotlib', 'ray')])"
-    )
+def loaded_by(modules: str) -> set[str]:
+    """What a fresh interpreter holds after importing `modules`."""
     loaded = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", f"import sys, {modules}; print(*sys.modules)"],
         capture_output=True,
         text=True,
         check=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
-    assert loaded.stdout.strip() == "[]"
+    return set(loaded.stdout.split())
+
+
+def test_the_service_process_loads_no_torch() -> None:
+    loaded = loaded_by(
+        "app.main, app.jobs.supervisor, app.guidelines.refitter, app.guidelines.__main__, app.corpus.__main__"
+    )
+    assert loaded & {"torch", "transformers", "matplotlib", "ray"} == set()
+
+
+def test_the_service_loads_what_some_requests_need_when_one_comes() -> None:
+    """Each of these would keep every start of the service waiting by itself."""
+    loaded = loaded_by("app.main")
+    assert {"app.main", "scipy", "numpy"} <= loaded
+    late = {
+        "pandas", "pyarrow", "scipy.optimize", "scipy.stats", "scipy.special", "scipy.linalg", "alembic", "httpx", "fsspec",
+        "sqlalchemy.dialects.postgresql", "torch",
+    }  # fmt: skip
+    assert loaded & late == set()

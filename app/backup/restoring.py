@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alembic.util import CommandError
 from sqlalchemy import inspect, select
 from sqlalchemy.exc import DatabaseError
 
@@ -23,7 +22,7 @@ from app.contract import SPEC_FILE
 from app.records import from_dict, fsync_dir, read_json, write_json_atomically
 from app.settings import Settings
 from app.store import jobs as job_store
-from app.store.database import Database, checked_url
+from app.store.database import Database, MigrationError, checked_url
 from app.store.tables import JobRow
 
 
@@ -169,7 +168,7 @@ def _settle(store_url: str, manifest: Manifest, moves: dict[str, str]) -> int:
                 job.spec = json.dumps(_moved(json.loads(job.spec), moves))
                 _move_spec_file(Path(job.run_dir) / SPEC_FILE, moves)
         return num_paused
-    except CommandError as error:
+    except MigrationError as error:
         raise BackupError(f"a newer growthlaw made this backup ({error}); restore it with that one") from None
     finally:
         database.close()

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from app.commands.output import emit_json, json_option
+from app.loading import loading
 from app.settings import DEFAULT_HOST, DEFAULT_PORT
 
 
@@ -107,12 +108,13 @@ def serve(
 
     With --json the first line on stdout tells url, pid and data_dir.
     """
-    from pydantic import ValidationError
+    with loading():
+        from pydantic import ValidationError
 
-    from app.main import StartError
-    from app.main import serve as run_service
-    from app.settings import Settings
-    from app.stopping import leave
+        from app.main import StartError
+        from app.main import serve as run_service
+        from app.settings import Settings
+        from app.stopping import leave
 
     given = {
         "num_slots": slots,

@@ -13,12 +13,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import gc
 import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +26,7 @@ from app.engine.errors import BadDataError, BadSpecError, explain
 from app.engine.launch import LOCK_FILE, Launch, Nodes, Pause, start_ranks
 from app.engine.metrics import EventsWriter
 from app.engine.plan import plan_phases
+from app.loading import loading
 
 if TYPE_CHECKING:
     from app.engine.distributed import World
@@ -119,7 +118,7 @@ def _run_checked(run_dir: Path, launch: Launch, pause: Pause) -> int:
         events = EventsWriter(run_dir if launch.is_main else None)
         corpus = open_corpus(spec)
         world = world or _join(spec, launch)
-        with _loading():
+        with loading():
             from app.engine.run import run
 
         agree = world.main.any
@@ -160,26 +159,11 @@ def _join(spec: Spec, launch: Launch) -> World:
     """Meet the other ranks. Loads torch, whose thread pools are sized once, as it is loaded."""
     launch.check(spec)
     os.environ.setdefault("OMP_NUM_THREADS", str(spec.num_threads))
-    with _loading():
+    with loading():
         from app.engine.distributed import World
         from app.engine.models import resolve_device
 
     return World(launch, resolve_device(spec.device).type)
-
-
-@contextlib.contextmanager
-def _loading() -> Iterator[None]:
-    """Around the import of torch and transformers, whose objects come to stay.
-
-    Looking through them for garbage meanwhile would take a tenth of the processor time of a start (6.5 s instead of 7.3 s),
-    and once more in every full collection of the run: they are kept out of those too.
-    """
-    gc.disable()
-    try:
-        yield
-        gc.freeze()
-    finally:
-        gc.enable()
 
 
 def _write_failure(run_dir: Path, events: EventsWriter | None, code: ExitCode, sentence: str) -> None:

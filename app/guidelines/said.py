@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from app.store.tables import PredictionRow
 from fitting.cells import usable, with_compute
@@ -24,6 +22,9 @@ from fitting.prequential.predicting import (
 )
 from fitting.prequential.scoring import Comparison, Said, compare, standing, weighted_interval_score
 from fitting.table import is_grown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # The version that answered when a run came, and the newest one where that was another.
 ACTIVE, CANDIDATE = "active", "candidate"

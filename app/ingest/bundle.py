@@ -19,14 +19,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, get_args
 
 from app.contract import MetricLine, Phase
 from app.records import read_json
 from fitting.errors import InputError
 from fitting.table import read_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HEADERS_FILE = "headers.csv"
 POINTS_FILE = "points.csv.xz"
@@ -124,6 +125,8 @@ def _check_recipe(cohort: str, rows: pd.DataFrame, recipes: Mapping[str, Mapping
 
 
 def _points(path: Path) -> dict[str, tuple[MetricLine, ...]]:
+    import pandas as pd
+
     try:
         # Numbers are converted one by one below: pandas' own parser may be a bit off in the last place.
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)

@@ -10,9 +10,8 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from sqlalchemy.orm import Session
 
 from app.ingest.bundle import Bundle
@@ -24,6 +23,9 @@ from app.store.database import Database
 from app.store.tables import LOCAL, RunRow
 from fitting.errors import InputError
 from fitting.table import COLUMNS, column_values
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SOURCE = "import"
 # What may differ between two records of one run: where it came from, when it was stored, what people call it, and which

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import pandas as pd
 from sqlalchemy.orm import Session
 
 from app.ingest.imported import ImportedRun
@@ -22,7 +21,7 @@ from app.store.database import Database
 from app.store.ids import new_id
 from app.store.tables import LOCAL, CohortRow, RunRow
 from fitting.errors import InputError
-from fitting.table import COLUMNS, read_runs
+from fitting.table import read_runs
 
 SOURCE = "import"
 
@@ -152,4 +151,4 @@ def check_table(session: Session, cohort: str) -> None:
     session.expire_all()
     frame = run_store.cohort_frame(session, cohort)
     if not frame.empty:
-        read_runs(pd.DataFrame(frame, columns=list(COLUMNS)), cohort=cohort)
+        read_runs(frame, cohort=cohort)

@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.orm import Session
 
@@ -37,6 +33,10 @@ NUM_CONNECTIONS = 20
 WRITE_LOCK = int.from_bytes(b"growthla", "big")
 SQLITE, POSTGRESQL = "sqlite", "postgresql"
 _URL_MEND = "give postgresql://USER@HOST:PORT/DATABASE, or leave it out for SQLite under the data directory"
+
+
+class MigrationError(Exception):
+    """The schema is at a revision that this code does not know; the message names it."""
 
 
 class Database:
@@ -108,26 +108,67 @@ class Database:
                 self._writing.release()
 
     def migrate(self, revision: str = "head") -> None:
-        """Bring the schema to `revision`; an older database keeps its rows. Services that start at once take turns."""
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS_DIR))
+        """Bring the schema to `revision`; an older database keeps its rows. Services that start at once take turns.
+
+        Raises:
+            MigrationError: a newer growthlaw wrote it.
+            DatabaseError: it is damaged, locked or away.
+        """
         with self.engine.connect().execution_options(growthlaw_write=True) as connection, connection.begin():
-            config.attributes["connection"] = connection
-            command.upgrade(config, revision)
+            if revision != "head" or _revision(connection) != self.newest_revision():
+                _upgrade(connection, revision)
 
     def revision(self) -> str | None:
         """The revision that its schema is at; None before the first migration."""
         with self.engine.connect() as connection:
-            return MigrationContext.configure(connection).get_current_revision()
+            return _revision(connection)
 
     @staticmethod
     @functools.cache
-    def newest_revision() -> str | None:
-        """The revision that this code needs."""
-        return ScriptDirectory(str(MIGRATIONS_DIR)).get_current_head()
+    def newest_revision() -> str:
+        """The revision that this code needs: its migrations stand in files named for their revisions, in order."""
+        return max(file.name for file in MIGRATIONS_DIR.glob("versions/*.py")).partition("_")[0]
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found = connection.execute(text("SELECT alembic_version.version_num FROM alembic_version")).scalars()
+    return ", ".join(sorted(found)) or None  # a sound database names one
+
+
+def _upgrade(connection: Connection, revision: str) -> None:
+    # Loaded where something is to be done: most starts find the newest schema, and are ready sooner without.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS_DIR))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, revision)
+    except CommandError as error:
+        raise MigrationError(str(error)) from error
+
+
+def add_missing(session: Session, table: type[Any], rows: Sequence[dict[str, Any]], *, key: Sequence[str]) -> None:
+    """Insert rows; one whose `key` is in the table already leaves that row as it is."""
+    if not rows:
+        return
+    # PostgreSQL's half of SQLAlchemy loads where it is used: a service over SQLite is ready sooner.
+    if session.get_bind().dialect.name == POSTGRESQL:
+        from sqlalchemy.dialects import postgresql
+
+        insert: Any = postgresql.insert
+    else:
+        from sqlalchemy.dialects import sqlite
+
+        insert = sqlite.insert
+    session.execute(insert(table).on_conflict_do_nothing(index_elements=list(key)), list(rows))
 
 
 def sqlite_url(data_dir: Path) -> str:

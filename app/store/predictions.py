@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from app.store.database import add_missing
 from app.store.tables import PredictionRow
 
 _KEY = ("cohort", "run_id", "predictor", "guideline_id")
@@ -16,11 +16,7 @@ _KEY = ("cohort", "run_id", "predictor", "guideline_id")
 
 def add_predictions(session: Session, rows: Iterable[dict[str, Any]]) -> None:
     """Store predictions; one that is there already stays as it was first made."""
-    rows = list(rows)
-    if not rows:
-        return
-    dialect_insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[session.get_bind().dialect.name]
-    session.execute(dialect_insert(PredictionRow).on_conflict_do_nothing(index_elements=list(_KEY)), rows)
+    add_missing(session, PredictionRow, list(rows), key=_KEY)
 
 
 def list_predictions(session: Session, cohort: str, *, run_id: str | None = None) -> Sequence[PredictionRow]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from sqlalchemy import ColumnElement, delete, func, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.contract import MetricLine
+from app.store.database import add_missing
 from app.store.tables import CohortRow, PointRow, RunRow
 from fitting.table import COLUMNS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Values of one IN list: below what SQLite and PostgreSQL bind in a statement.
 _SEQS_A_QUERY = 10_000
@@ -172,6 +174,8 @@ def final_scratch_runs(session: Session, cohort: str) -> Sequence[RunRow]:
 
 def cohort_frame(session: Session, cohort: str) -> pd.DataFrame:
     """The canonical table of a cohort's runs that have ended, in the order of their ids."""
+    import pandas as pd
+
     columns = [getattr(RunRow, name) for name in COLUMNS]
     query = select(*columns).where(RunRow.cohort == cohort, RunRow.status != "running")
     # Sorted here: databases order text by the rules of their locale, and a fit must not depend on those.
@@ -181,12 +185,7 @@ def cohort_frame(session: Session, cohort: str) -> pd.DataFrame:
 
 def add_points(session: Session, run_id: str, lines: Iterable[MetricLine]) -> None:
     """Store metric lines; a (run_id, seq) that is there already stays as it is."""
-    rows = [{"run_id": run_id} | vars(line) for line in lines]
-    if not rows:
-        return
-    dialect = session.get_bind().dialect.name
-    dialect_insert: Any = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}.get(dialect, insert)
-    session.execute(dialect_insert(PointRow).on_conflict_do_nothing(index_elements=["run_id", "seq"]), rows)
+    add_missing(session, PointRow, [{"run_id": run_id} | vars(line) for line in lines], key=("run_id", "seq"))
 
 
 def copy_points(session: Session, points: Iterable[PointTuple]) -> None:

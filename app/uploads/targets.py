@@ -11,8 +11,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from fsspec.registry import known_implementations
-
 from fitting.errors import InputError
 
 # No user, no query, no escapes, no wildcards, no chained protocols: nothing whose meaning depends on who reads it.
@@ -83,6 +81,8 @@ def _lies_below(url: str, prefix: str) -> bool:
 def _check_package(protocol: str, field: str) -> None:
     if protocol == "memory":
         raise InputError(field, "is on 'memory', which ends with the process", "give a place that lasts")
+    from fsspec.registry import known_implementations
+
     entry = known_implementations.get(protocol)
     if entry is None:
         raise InputError(field, f"begins with {protocol!r}, which fsspec does not know", "use a protocol that it knows")

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its parts load when they are first used: a service starts sooner
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from fitting.conventions import INTERVAL_LEVEL
 from fitting.errors import InputError
@@ -187,7 +187,7 @@ def _grow_plan(
         to_report, now, left = seen, after, left - cost
         progress(len(steps), max_steps)
     saved = start.flops - now.flops
-    spread = float(ndtri((1 + INTERVAL_LEVEL) / 2) * saved.std(ddof=1) / np.sqrt(len(saved)))
+    spread = float(scipy.special.ndtri((1 + INTERVAL_LEVEL) / 2) * saved.std(ddof=1) / np.sqrt(len(saved)))
     mean = float(saved.mean())
     return NextRuns(
         steps=tuple(steps), regret_now_nats=start.nats, regret_after_nats=now.nats,

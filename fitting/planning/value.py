@@ -26,8 +26,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy  # its parts load when they are first used: a service starts sooner
 from numpy.typing import NDArray
-from scipy.special import logsumexp, ndtri
 
 from fitting.planning.decisions import Decision
 
@@ -98,7 +98,7 @@ class Simulation:
             results = values[self._rows] + noise * self._noise(seen.num_experiments + column)
             log_weights = log_weights - 0.5 * ((results[:, None] - values) / noise) ** 2
         # A result far from every draw would leave no weight at all: the nearest draws share it.
-        log_weights = log_weights - logsumexp(log_weights, axis=1, keepdims=True)
+        log_weights = log_weights - scipy.special.logsumexp(log_weights, axis=1, keepdims=True)
         return Seen(log_weights, seen.num_experiments + losses.shape[1])
 
     def regrets(self, seen: Seen) -> list[Regret]:
@@ -126,4 +126,4 @@ class Simulation:
         ranks = rng.permuted(np.tile(np.arange(self.num_results), (len(self.truths), 1)), axis=1)
         # Never quite 0 or 1, whose scores are infinite.
         jitter = rng.uniform(0.01, 0.99, ranks.shape)
-        return np.asarray(ndtri((ranks + jitter) / self.num_results)).ravel()
+        return np.asarray(scipy.special.ndtri((ranks + jitter) / self.num_results)).ravel()

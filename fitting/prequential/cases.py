@@ -20,9 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from fitting.cells import usable, with_compute
 from fitting.conventions import SAME_SIZE
@@ -30,6 +28,9 @@ from fitting.flops import Shape
 from fitting.growth_data import growth_data
 from fitting.layers import BaseOption, Target
 from fitting.table import SHAPE_COLUMNS, is_grown, plain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _EQUAL_COMPUTE = 0.01
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from scipy.special import stdtrit
+import scipy  # its parts load when they are first used: a service starts sooner
 
 from fitting.cells import equal_compute
 from fitting.conventions import INTERVAL_LEVEL
@@ -76,7 +76,7 @@ def best_single_at(request: Request, guideline: Guideline) -> ObservedSingle | N
 
 def delta_interval(pair: ObservedPair, noise: Noise) -> Interval:
     """Two-sided interval of the pair's delta at :data:`INTERVAL_LEVEL`, in nats."""
-    quantile = float(stdtrit(noise.degrees_of_freedom, (1 + INTERVAL_LEVEL) / 2))  # Student's t
+    quantile = float(scipy.special.stdtrit(noise.degrees_of_freedom, (1 + INTERVAL_LEVEL) / 2))  # Student's t
     half = quantile * noise.sd_nats * math.sqrt(1 / pair.num_grown_seeds + 1 / pair.num_scratch_seeds)
     return pair.delta_nats - half, pair.delta_nats + half
 

@@ -28,7 +28,7 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+import scipy  # its parts load when they are first used: a service starts sooner
 
 from fitting.budget import Budget
 from fitting.guideline import Guideline
@@ -37,18 +37,19 @@ from fitting.recommendation.answer import Accounting, ArmName, ArmOutcome, LossQ
 from fitting.recommendation.arms import Arms, Single
 from fitting.recommendation.losses import Array, Losses
 from fitting.recommendation.request import Request
+from fitting.recommendation.summaries import noise_scores
 
 # A probability needs at least this many pairs that were predicted before they were seen.
 PAIRS_FOR_A_CHANCE = 10
-# Stratified normal scores stand in for random noise: quantiles are the same at every call. Half a per cent of mass each.
-_NOISE_SCORES = ndtri((np.arange(200) + 0.5) / 200)
+# Of an outcome's quantiles: half a per cent of mass each.
+_NUM_NOISE_SCORES = 200
 _NO_BASE = "no base that the budget could pay for is on offer"
 GROWN: dict[str, ArmName] = {"charged": "grown", "sunk": "grown_sunk_base"}
 
 
 def chance_below(difference: Array, noise_nats: float) -> float:
     """Share of pairs of runs in which the first ends lower; ``difference`` (K,) is first - second."""
-    return float(ndtr(-difference / noise_nats).mean())
+    return float(scipy.special.ndtr(-difference / noise_nats).mean())
 
 
 def no_chance_reason(guideline: Guideline) -> str | None:
@@ -181,7 +182,9 @@ def quantiles(draws: Array, losses: Losses, *, by_law: bool) -> LossQuantiles:
     """P10, P50 and P90 of one run's final loss, from ``draws`` (K,) of its expectation."""
 
     def of(group: Array) -> Array:
-        return np.asarray(np.quantile(group[:, None] + losses.run_noise_nats * _NOISE_SCORES, (0.1, 0.5, 0.9)))
+        return np.asarray(
+            np.quantile(group[:, None] + losses.run_noise_nats * noise_scores(_NUM_NOISE_SCORES), (0.1, 0.5, 0.9))
+        )
 
     low, middle, high = of(draws)
     if by_law:

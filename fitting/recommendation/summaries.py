@@ -15,11 +15,12 @@ C         FLOPs that the grown run is charged                                   
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
+import scipy  # its parts load when they are first used: a service starts sooner
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
 from fitting.budget import Budget
 from fitting.conventions import INTERVAL_LEVEL
@@ -30,10 +31,20 @@ from fitting.recommendation.optimum import Optimum
 from fitting.recommendation.request import Hardware
 
 TAILS = ((1 - INTERVAL_LEVEL) / 2, (1 + INTERVAL_LEVEL) / 2)
-# Stratified normal scores stand in for random noise: an interval is the same at every call.
-NOISE_SCORES = ndtri((np.arange(12) + 0.5) / 12)
+NUM_NOISE_SCORES = 12
 # Looks after growth, as shares of the grown tokens.
 _LOOKS = (0.1, 0.3, 0.6)
+
+
+@functools.cache
+def noise_scores(num: int = NUM_NOISE_SCORES) -> Array:
+    """Stratified normal scores (num,), each for an equal share of the mass.
+
+    They stand in for random noise, so that an interval is the same at every call.
+    """
+    scores = scipy.special.ndtri((np.arange(num) + 0.5) / num)
+    scores.flags.writeable = False  # all callers share them
+    return np.asarray(scores)
 
 
 def intervals(draws: Array, noise_sd: float, losses: Losses, *, by_law: bool) -> list[Interval]:
@@ -47,7 +58,7 @@ def intervals(draws: Array, noise_sd: float, losses: Losses, *, by_law: bool) ->
         groups = [draws[losses.law_of_draw == law] for law in np.unique(losses.law_of_draw)]
     ends = []
     for group in groups:
-        noisy = (group[:, None, :] + noise_sd * NOISE_SCORES[:, None]).reshape(-1, draws.shape[1])
+        noisy = (group[:, None, :] + noise_sd * noise_scores()[:, None]).reshape(-1, draws.shape[1])
         noisy.sort(axis=0)
         places = np.rint(np.array(TAILS) * (len(noisy) - 1)).astype(int)
         ends.append(noisy[places])  # (2, R)

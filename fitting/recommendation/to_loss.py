@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import brentq
+import scipy  # its parts load when they are first used: a service starts sooner
 
 from fitting.budget import Budget
 from fitting.errors import InputError
@@ -39,7 +39,7 @@ from fitting.recommendation.losses import Array, Losses
 from fitting.recommendation.optimum import Optimum, best_timings
 from fitting.recommendation.questions import LossRequest
 from fitting.recommendation.request import TOKENS_LIMITS, BaseCompute
-from fitting.recommendation.summaries import NOISE_SCORES, TAILS
+from fitting.recommendation.summaries import NUM_NOISE_SCORES, TAILS, noise_scores
 from fitting.recommendation.support import FAR_LIMIT, distances, grade_at, grade_of
 
 _BUDGETS = 33
@@ -171,7 +171,7 @@ class _Search:
                 6.0 * size.params if size.num_layers is None else single_size_flops_per_token(target, size.num_layers)
             )
         goals = self.goal - self.losses.run_noise_nats * np.broadcast_to(
-            NOISE_SCORES, (self.losses.num_draws, len(NOISE_SCORES))
+            noise_scores(), (self.losses.num_draws, NUM_NOISE_SCORES)
         )
         needs = self.losses.scratch_tokens(size.params, goals) * rate
         compute = math.exp(log_tokens) * self.flops_per_token
@@ -220,7 +220,7 @@ class _Search:
         curves = np.stack([found.losses for _, found in paid], axis=1)  # (K, budgets)
         # More compute never harms: a plan for less could be followed and the rest left unspent.
         falling = -np.minimum.accumulate(curves, axis=1)
-        goals = self.goal - self.losses.run_noise_nats * NOISE_SCORES
+        goals = self.goal - self.losses.run_noise_nats * noise_scores()
         return np.stack(
             [np.exp(np.interp(-goals, curve, places, right=np.inf)) * self.flops_per_token for curve in falling]
         )
@@ -263,7 +263,7 @@ class _Search:
             return min(mean(log_tokens), 2 * self.goal + 1) - self.goal
 
         low, high = self.log_tokens[place - 1 : place + 1]
-        root = float(brentq(excess, low, high, xtol=_ROOT_TOLERANCE))
+        root = float(scipy.optimize.brentq(excess, low, high, xtol=_ROOT_TOLERANCE))
         return root if math.isfinite(mean(root)) else root + _ROOT_TOLERANCE
 
     def _interval(self, needs: Array, growth_factor: float | None) -> tuple[float, float | None] | None:

@@ -19,7 +19,7 @@ from fitting.guideline import Guideline, KnownRange, ObservedSingle
 from fitting.laws import scratch_law
 from fitting.published import published_guideline
 from fitting.recommendation import ExistingBase, Hardware, LossRequest, Request, question_of, recommend
-from fitting.recommendation.summaries import NOISE_SCORES, TAILS
+from fitting.recommendation.summaries import NUM_NOISE_SCORES, TAILS, noise_scores
 
 CHINCHILLA = scratch_law("chinchilla")
 E, A, B, ALPHA, BETA = 1.8, 480.0, 2085.0, 0.348, 0.366
@@ -71,7 +71,7 @@ def test_scratch_is_the_closed_form_with_the_noise_of_a_run() -> None:
     assert reach.token_budget == pytest.approx(2e10, rel=1e-4)
     assert reach.tokens == pytest.approx(2e10, rel=1e-4)
     assert reach.compute_flops == pytest.approx(6 * N * 2e10, rel=1e-4)
-    ends = np.sort([6 * N * scratch_tokens(GOAL - NOISE * z) for z in np.repeat(NOISE_SCORES, 40)])
+    ends = np.sort([6 * N * scratch_tokens(GOAL - NOISE * z) for z in np.repeat(noise_scores(), 40)])
     expected = [ends[round(tail * (len(ends) - 1))] for tail in TAILS]
     assert reach.compute_flops_interval == pytest.approx(expected, rel=1e-6)
 
@@ -100,7 +100,7 @@ def test_growing_is_scipys_root_of_scipys_minimum(accounting: str) -> None:
     # One draw: only the run's own noise is left, and it moves the crossing as it moves the goal.
     low, high = reach.compute_flops_interval or (0.0, 0.0)
     for end, tail in ((low, TAILS[1]), (high, TAILS[0])):
-        score = NOISE_SCORES[round(tail * (len(NOISE_SCORES) - 1))]
+        score = noise_scores()[round(tail * (NUM_NOISE_SCORES - 1))]
         goal = GOAL - NOISE * -score
         expected = math.exp(
             bisect(lambda x, g=goal: lowest(math.exp(x)) - g, math.log(1e18), math.log(1e21), xtol=1e-8)

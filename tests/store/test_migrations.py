@@ -7,6 +7,7 @@ is added: nothing here knows a table or a column by name.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,6 +99,13 @@ def check_references(connection: Connection) -> None:
 
 def mapped_classes() -> list[type[DeclarativeBase]]:
     return [mapper.class_ for mapper in Base.registry.mappers]
+
+
+def test_the_newest_revision_is_alembics_head() -> None:
+    scripts = ScriptDirectory(str(MIGRATIONS_DIR))
+    assert Database.newest_revision() == scripts.get_current_head()
+    for script in scripts.walk_revisions():
+        assert Path(script.path).name.startswith(f"{script.revision}_")
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
