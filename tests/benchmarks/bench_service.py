@@ -342,7 +342,9 @@ def main() -> None:
             label: overhead(question, options, folder / str(place), (cores[0], cores[1]))
             for place, (label, question) in enumerate(QUESTIONS.items())
         }
-    ratios = [one["cpu"]["ratio_median_low_high"][0] for one in result["recommend"].values()]
+    wall, cpu = (
+        max(one[clock]["ratio_median_low_high"][0] for one in result["recommend"].values()) for clock in ("wall", "cpu")
+    )
     result = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "goals": {"ratio": GOAL_RATIO, "start_seconds": GOAL_START_SECONDS, "megabytes": GOAL_MEGABYTES},
@@ -365,7 +367,7 @@ def main() -> None:
         options.out.write_text(text)
     start, ratio = (float(np.median(result["start"][name])) for name in ("again_seconds", "ratio_to_floor"))
     memory = max(result["start"]["megabytes"])
-    print(f"overhead {max(ratios):.2f} (CPU; goal {GOAL_RATIO}), start {start:.2f} s (goal {GOAL_START_SECONDS}), "
+    print(f"overhead {wall:.2f} (goal {GOAL_RATIO}; by CPU time {cpu:.2f}), start {start:.2f} s (goal {GOAL_START_SECONDS}), "
           f"{ratio:.2f} times its floor, {memory:.0f} MB (goal {GOAL_MEGABYTES:.0f})")  # fmt: skip
 
 
