@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from click.testing import CliRunner
 from conftest import RunningService
 from playwright.sync_api import Page, expect
+from stored_cohort import COHORT, store_fitted_cohort
 
 from app.cli import cli
+from app.store.database import Database, sqlite_url
 
 
 @pytest.fixture
@@ -65,3 +68,41 @@ def test_a_key_is_asked_for_once_and_kept_until_forgotten(
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.get_by_role("button", name="Cancel the job").click()
     expect(page.locator("#state")).to_have_text("cancelled", timeout=240_000)
+
+
+def test_what_changes_answers_for_everybody_is_refused_to_lower_keys_and_changes_nothing(
+    page: Page, guarded: RunningService, expected_errors: list[str]
+) -> None:
+    expected_errors += ["401", "403"]
+    guarded.environment["GROWTHLAW_REFIT_AFTER_SECONDS"] = "86400"
+    client = guarded.start()
+    database = Database(sqlite_url(guarded.data_dir))
+    store_fitted_cohort(database)
+    database.close()
+    grower = client.create_key("grower", "grow")
+    (version,) = client.guidelines(cohort=COHORT).data
+    run = client.runs(cohort=COHORT).data[0]
+
+    page.goto(f"{client.url}/ui/guideline.html?id={version.id}")
+    page.get_by_role("textbox", name="Key").fill(grower.token)
+    page.keyboard.press("Enter")
+    refused = page.get_by_role("dialog").get_by_role("alert")
+    page.get_by_role("button", name="Hold").click()
+    page.get_by_role("button", name="Hold it").click()
+    expect(refused).to_contain_text("takes scope admin, and key 'grower' has scope grow")
+    page.get_by_role("button", name="Go back").click()
+
+    page.goto(f"{client.url}/ui/run.html?id={quote(run.run_id)}")
+    page.get_by_role("button", name="Correct it", exact=True).click()
+    page.get_by_label("Status").select_option("stopped")
+    page.get_by_label("Why").fill("a try")
+    page.get_by_role("button", name="Correct it and refit").click()
+    expect(refused).to_contain_text("takes scope admin, and key 'grower' has scope grow")
+    page.get_by_role("button", name="Go back").click()
+    page.get_by_role("button", name="Remove it", exact=True).click()
+    page.get_by_label("Why").fill("a try")
+    page.get_by_role("button", name="Remove it for good").click()
+    expect(refused).to_contain_text("takes scope admin, and key 'grower' has scope grow")
+
+    assert not client.guideline(version.id).is_pinned
+    assert client.run(run.run_id).status == run.status
