@@ -154,8 +154,7 @@ class Gate:
         if sent is None:
             if self._needs_key:
                 raise _unauthorized("this service needs a key; send it as `Authorization: Bearer glk_...`")
-            names = {name for name, _ in request.scope["headers"]}
-            if forwarded := [name for name in FORWARDED_HEADERS if name.encode() in names]:
+            if forwarded := [name for name in FORWARDED_HEADERS if name in request.headers]:
                 raise _unauthorized(
                     f"a proxy forwarded this request (header {forwarded[0]}), so it needs a key; send it as "
                     "`Authorization: Bearer glk_...`"

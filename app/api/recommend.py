@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from app.api.bodies import RequestBody
 from app.api.problems import ProblemBody, problem_of, responses
 from app.api.questions import QuestionBody, RecommendBody
-from app.api.service import Service, ServiceDep
+from app.api.service import Service, ServiceDep, get_service
 from app.guidelines.versions import newer_answer
 from app.store import guidelines as guideline_store
 from app.store import recommendations as recommendation_store
@@ -198,8 +198,7 @@ async def post_recommend(body: Annotated[RecommendBody, Body()], request: HttpRe
     A guideline that lies more than 30x from the question gives no number of its own: the published rule answers instead,
     and says so.
     """
-
-    service: Service = request.app.state.service
+    service = await get_service(request)  # called, not injected: this is the hottest route
 
     def answer_as_json() -> bytes:
         answered, row = answer(service, body)

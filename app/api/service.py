@@ -25,8 +25,8 @@ from fitting.guideline import Guideline
 
 Item = TypeVar("Item")
 _LARGEST_CACHE = 64
-# Answers are computed in Python: more threads than this only take turns.
-_THREADS_THAT_ANSWER = 1
+# Answers are computed in Python, so that many threads only take turns; a few, so that one slow answer holds up no other.
+_THREADS_THAT_ANSWER = 4
 
 
 class Page(BaseModel, Generic[Item]):

@@ -99,3 +99,6 @@ def test_a_parameter_stands_once_but_for_lists(client: TestClient) -> None:
     # The published rule has no surface, so what is told is that, and nothing about the list.
     answer = client.get("/surface?target_params=1e9&token_budget=1e10&growth_factors=2&growth_factors=4")
     assert "times" not in answer.text
+    # A page reads its query by itself, and what is nowhere is not found.
+    assert client.get("/ui/runs.html?cohort=a&cohort=b").status_code == 200
+    assert client.get("/nowhere?x=1&x=2").status_code == 404
