@@ -18,15 +18,11 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
-
-import httpx
 
 from app.answers import (
     Cohort,
@@ -48,39 +44,15 @@ from app.answers import (
     Run,
     StartedJob,
 )
+from app.event_stream import Event, events_of
 from app.sending import Sent, Told
-from app.transport import (
-    FIRST_CONTACT_SECONDS,
-    RETRIED_STATUSES,
-    Json,
-    NoService,
-    Refused,
-    ServiceError,
-    Transport,
-    read,
-)
+from app.transport import Json, NoService, Refused, ServiceError, Transport
 
 __all__ = ["Event", "Growthlaw", "NoService", "Refused", "ServiceError"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-# How long a stream that broke is tried again before the caller is told: a service may be upgraded meanwhile.
-STREAM_PATIENCE_SECONDS = 120.0
-STREAM_LONGEST_PAUSE_SECONDS = 5.0
-# A quiet stream says every 15 s that it lives.
-STREAM_SILENCE_SECONDS = 60.0
-# A stream that held this long was well, though its job may have had nothing to say.
-STREAM_HELD_SECONDS = 5.0
 # Behind every event there can be: what then still comes is the end.
 _BEHIND_ALL = f"{2**63 - 1}-{2**63 - 1}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Event:
-    """One event of a job's stream: `story`, `point` or `end`; `id` resumes behind it."""
-
-    event: str
-    id: str
-    data: Json
 
 
 class Growthlaw:
@@ -346,35 +318,8 @@ class Growthlaw:
             TimeoutError: it has not ended within `timeout_seconds`, if any are given.
             NoService: the stream broke again and again.
         """
-        deadline = float("inf") if timeout_seconds is None else time.monotonic() + timeout_seconds
-        well, breaks = time.monotonic(), 0
-        while True:
-            trouble, opened = "it ended early", time.monotonic()
-            silence_seconds = max(0.1, min(STREAM_SILENCE_SECONDS, deadline - opened))
-            try:
-                for event in self._stream(job_id, last_event_id, silence_seconds):
-                    well, breaks, last_event_id = time.monotonic(), 0, event.id
-                    yield event
-                    if event.event == "end":
-                        return
-                    if time.monotonic() >= deadline:
-                        break
-            except httpx.TransportError as error:
-                trouble = str(error)
-            except Refused as error:
-                if error.status not in RETRIED_STATUSES:
-                    raise
-                trouble = str(error)
-            now = time.monotonic()
-            if now >= deadline:
-                raise TimeoutError(f"job {job_id} has not ended within {timeout_seconds:g} s")
-            if now - opened >= STREAM_HELD_SECONDS:
-                well, breaks = now, 0
-            patience = STREAM_PATIENCE_SECONDS if self._transport.answered else FIRST_CONTACT_SECONDS
-            if now - well > patience:
-                raise NoService(f"the event stream of {job_id} at {self.url} stays broken: {trouble}")
-            time.sleep(min(STREAM_LONGEST_PAUSE_SECONDS, 0.1 * 2**breaks))
-            breaks += 1
+        path = self._item("jobs", job_id) + "/events"
+        return events_of(self._transport, path, job_id, last_event_id, timeout_seconds=timeout_seconds)
 
     def wait(self, job_id: str, *, timeout_seconds: float | None = None) -> JobDetail:
         """The job once it has succeeded, failed or been cancelled; a paused one has not ended.
@@ -433,21 +378,3 @@ class Growthlaw:
             method, path, repeatable=repeatable, json=body, params=query, headers=headers, data=form, files=files
         )
         return answer
-
-    def _stream(self, job_id: str, last_event_id: str | None, silence_seconds: float) -> Iterator[Event]:
-        headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
-        path = self._item("jobs", job_id) + "/events"
-        timeout = httpx.Timeout(STREAM_SILENCE_SECONDS, read=silence_seconds)
-        with self._transport.http.stream("GET", path, headers=headers, timeout=timeout) as response:
-            self._transport.answered = True
-            if response.is_error:
-                response.read()
-                read(response)
-            fields: dict[str, str] = {}
-            for line in response.iter_lines():
-                if line and not line.startswith(":"):
-                    name, _, value = line.partition(": ")
-                    fields[name] = value
-                elif not line and "data" in fields:
-                    yield Event(event=fields["event"], id=fields["id"], data=json.loads(fields["data"]))
-                    fields = {}

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from fitting.cells import equal_compute
-from fitting.conventions import INTERVAL_LEVEL, SAME_SIZE
+from fitting.conventions import INTERVAL_LEVEL, SAME_FACTOR, SAME_SIZE
 from fitting.guideline import Guideline, ObservedPair
 from fitting.laws import scratch_law
 from fitting.recommendation.observed import delta_interval
@@ -33,8 +33,6 @@ _NUM_TIMINGS = 25
 # The curve goes this much further than the timings that were run, and leaves the target this share of the compute.
 _BEYOND = 1.5
 _LEAST_LEFT = 0.03
-# Layer counts that do not divide give factors such as 4.07 where 4 was meant.
-_SAME_FACTOR = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +121,7 @@ def valleys(guideline: Guideline) -> tuple[Valley, ...]:
 def _same_valley(a: ObservedPair, b: ObservedPair) -> bool:
     return (
         abs(a.target_params / b.target_params - 1) < SAME_SIZE
-        and abs(a.growth_factor / b.growth_factor - 1) < _SAME_FACTOR
+        and abs(a.growth_factor / b.growth_factor - 1) < SAME_FACTOR
         and a.order == b.order
         and equal_compute(a.compute_flops, b.compute_flops)
     )
@@ -171,7 +169,7 @@ def _predicted(guideline: Guideline, pairs: Sequence[ObservedPair]) -> Iterable[
         )  # fmt: skip
 
 
-def law_weights(guideline: Guideline) -> tuple[LawWeight, ...]:
+def weighed_laws(guideline: Guideline) -> tuple[LawWeight, ...]:
     """Scratch and growth laws by their share of the draws, the heaviest first; laws that got none say why."""
     if not guideline.laws:
         return ()

@@ -17,7 +17,7 @@ from app.store import guidelines as guideline_store
 from app.store import predictions as prediction_store
 from app.store import runs as run_store
 from app.store.tables import PredictionRow
-from fitting.evidence import Coverage, LawWeight, Valley, coverage, law_weights, valleys
+from fitting.evidence import Coverage, LawWeight, Valley, coverage, valleys, weighed_laws
 from fitting.guideline import Guideline
 from fitting.prequential.scoring import Comparison, Standing
 
@@ -96,7 +96,7 @@ def get_evidence(guideline_id: str, service: ServiceDep) -> Evidence:
         valleys=list(valleys(guideline)),
         predicted=predicted,
         calibration=[coverage(_TOLD[how], [one.is_inside for one in predicted if one.how == how]) for how in kinds],
-        laws=list(law_weights(guideline)),
+        laws=list(weighed_laws(guideline)),
     )
 
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fitting.conventions import SAME_FACTOR
 from fitting.grid_report.arms import Arm, Grid, Target
 from fitting.grid_report.spread import CALL_LEVEL, Interval, Resampler, interval_of
 from fitting.laws.base import Array
@@ -139,7 +140,7 @@ def timing_trend(grid: Grid, growth_factor: float, found: Sequence[BestTiming], 
 
 
 def _arms(target: Target, growth_factor: float) -> list[Arm]:
-    arms = [arm for arm in target.of_kind("grown") if abs(arm.growth_factor / growth_factor - 1) < 0.01]
+    arms = [arm for arm in target.of_kind("grown") if abs(arm.growth_factor / growth_factor - 1) < SAME_FACTOR]
     return sorted(arms, key=lambda arm: arm.timing_tokens)
 
 

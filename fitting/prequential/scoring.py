@@ -25,15 +25,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fitting.conventions import INTERVAL_LEVEL, TIE_NATS
+from fitting.conventions import INTERVAL_LEVEL, SAME_FACTOR, TIE_NATS
 from fitting.estimation.bootstrap import resample_weights
 from fitting.prequential.cases import Case, questions
 from fitting.prequential.predicting import Forecast
 from fitting.validation.scores import binomial_interval
 
 _NUM_RESAMPLES = 2000
-# Layer counts that do not divide give factors such as 4.07 where 4 was meant.
-_SAME_FACTOR = 0.1
 
 
 def weighted_interval_score(observed_nats: float, forecast: Forecast) -> float:
@@ -63,7 +61,7 @@ class Said:
         return (
             self.decision == "grow"
             and self.growth_factor is not None
-            and abs(self.growth_factor / case.base.growth_factor - 1) < _SAME_FACTOR
+            and abs(self.growth_factor / case.base.growth_factor - 1) < SAME_FACTOR
         )
 
 

@@ -21,6 +21,7 @@ import httpx
 import pytest
 
 from app.client import Growthlaw, ServiceError
+from app.event_stream import one_stream
 from app.stopping import stop_loops
 
 RUN = {
@@ -64,7 +65,8 @@ def test_requests_end_streams_close_and_jobs_go_on(service: Any, until: Any) -> 
     stream_ended = threading.Event()
 
     def read_stream() -> None:
-        first.extend(client._stream(job["id"], None, 60.0))  # one connection, without taking it up again
+        # One connection, without taking it up again.
+        first.extend(one_stream(client._transport, f"/jobs/{job['id']}/events", None, 60.0))
         stream_ended.set()
 
     with ThreadPoolExecutor() as pool:

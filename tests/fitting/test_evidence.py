@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from stored_cohort import fitted
 
-from fitting.evidence import coverage, law_weights, valleys
+from fitting.evidence import coverage, valleys, weighed_laws
 from fitting.speedup import speedups_at_equal_loss
 from fitting.validation.scores import binomial_interval
 
@@ -66,7 +66,7 @@ def test_valleys_hold_every_pair_once_and_what_the_laws_say_there() -> None:
 
 
 def test_weights_of_laws_sum_to_one_of_each_kind() -> None:
-    found = law_weights(fitted())
+    found = weighed_laws(fitted())
     for kind in ("scratch", "growth"):
         assert sum(one.weight for one in found if one.kind == kind) == pytest.approx(1.0)
     for one in found:
