@@ -54,6 +54,7 @@ LABELS = ("A", "B")
     help=f"Targets in a window.  [default: the model's, {MAX_DEFAULT_CONTEXT} at most]",
 )
 @click.option("--drop-layers", is_flag=True, help="Also the loss rise when each layer is dropped, on the first set.")
+@click.option("--copying", "copies", is_flag=True, help="Also whether it copies from its context, on the first set.")
 @click.option("--tasks", default="", metavar="A,B", help="Tasks of the LM evaluation harness (the extra eval).")
 @click.option("--task-dir", type=click.Path(path_type=Path), default=None, help="Folder of YAML tasks of your own.")
 @click.option("--task-limit", type=click.IntRange(1), default=None, help="Questions of each task, from its first.")
@@ -80,6 +81,7 @@ def evaluate(
     all_windows: bool,
     context_length: int | None,
     drop_layers: bool,
+    copies: bool,
     tasks: str,
     task_dir: Path | None,
     task_limit: int | None,
@@ -103,8 +105,9 @@ def evaluate(
     named = _named_sets(corpus, sets)
     if not named and not task_names:
         raise click.UsageError("nothing to evaluate on; give --corpus, --set or --tasks")
-    if drop_layers and not named:
-        raise click.UsageError("--drop-layers needs a set; give --corpus or --set")
+    for option, asked in (("--drop-layers", drop_layers), ("--copying", copies)):
+        if asked and not named:
+            raise click.UsageError(f"{option} needs a set; give --corpus or --set")
 
     from app.engine.assess.checkpoint import find_checkpoint
     from app.engine.assess.harness import TaskRequest
@@ -127,6 +130,7 @@ def evaluate(
             context_length=length,
             num_windows=None if all_windows else num_windows,
             drop=drop_layers,
+            copies=copies,
             tasks=TaskRequest(names=task_names, folder=task_dir, num_fewshot=fewshot, limit=task_limit)
             if task_names
             else None,
@@ -250,6 +254,11 @@ def _print(report: Report) -> None:
                     for drop in checkpoint.dropped_layers
                 ],
             )  # fmt: skip
+        if copied := checkpoint.copying:
+            click.echo(
+                f"{label}text of {report.sets[0].name} read twice: {_with_error(copied.first_nats)} nats/token the first time, "
+                f"{_with_error(copied.second_nats)} the second; gain {_with_error(copied.gain_nats)}"
+            )
         if checkpoint.tasks:
             print_table(
                 ("task", "metric", "value", "standard error", "questions", "few-shot"),

@@ -248,6 +248,56 @@ def compare(grid: Path, folders: tuple[Path, ...], runs_dir: Path, as_json: bool
 
 @sweep.command()
 @grid_argument
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--corpus-dir",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="The grid's corpus, prepared.",
+)
+@click.option(
+    "--windows", "num_windows", type=click.IntRange(min=2), default=256, show_default=True, help="Texts read twice."
+)
+@runs_dir_option
+@json_option
+def copying(
+    grid: Path, folders: tuple[Path, ...], corpus_dir: Path, num_windows: int, runs_dir: Path, as_json: bool
+) -> None:
+    """Measure which cells' models had learned to copy from their context, into copying.csv beside the collected runs.
+
+    DIR is a data directory whose service trained them, or a prepared folder that was worked on. What is measured stays.
+    """
+    from app.corpus.evaluation_sets import open_corpus_split
+    from app.engine.assess.checkpoint import find_checkpoint, load_checkpoint
+    from app.engine.assess.copying import copying as measure
+    from app.engine.data import TokenStream, validation_windows
+    from app.sweep.copying import Measured, measure_copying
+
+    design = design_of(grid)
+    length = design.grid.recipe.context_length
+    chosen = open_corpus_split(design.grid.corpus.name, corpus_dir)
+    stream = TokenStream(list(chosen.files), chosen.dtype)
+    available = stream.num_windows(length)
+    windows = validation_windows(num_available=available, num_windows=min(available, num_windows))
+
+    def measured(path: Path) -> Measured:
+        loaded = load_checkpoint(find_checkpoint(path), device="auto", precision="fp32")
+        found = measure(loaded, stream, windows, context_length=length)
+        assert found.gain_nats.standard_error is not None, "two windows or more"
+        return found.first_nats.value, found.second_nats.value, found.gain_nats.value, found.gain_nats.standard_error
+
+    done = measure_copying(design, folders, runs_dir, measured, (lambda text: None) if as_json else _say)
+    if as_json:
+        emit_json(vars(done))
+    else:
+        click.echo(
+            f"{done.num_new} cells are new; {done.num_standing} stand in {runs_dir}, of {len(done.unmeasured)} finished cells "
+            "no model is here"
+        )
+
+
+@sweep.command()
+@grid_argument
 @runs_dir_option
 @click.option("--step", type=int, help="Only the cells of this step must be there.")
 @click.option("--partial", is_flag=True, help="Cells may be missing; what stands must be right.")

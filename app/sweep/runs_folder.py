@@ -1,4 +1,5 @@
-"""A grid's runs as files: `headers.csv`, `points.csv.xz` and `cohorts.json`, which :mod:`app.ingest.bundle` reads.
+"""A grid's runs as files: `headers.csv`, `points.csv.xz` and `cohorts.json`, which :mod:`app.ingest.bundle` reads, and
+`copying.csv`, what their models had learned of copying, which only the report reads.
 
 `headers.csv` holds the canonical columns of :data:`fitting.table.COLUMNS` and four of the grid's own: the cell, its family
 and step, and the scratch tokens of its budget. Rows stand in the order of their cells' names. Values are text as written:
@@ -17,6 +18,7 @@ from typing import Any
 
 from app.records import fsync_dir
 from fitting.errors import InputError
+from fitting.grid_report.copying import COPYING_COLUMNS, COPYING_FILE
 from fitting.table import COLUMNS
 
 HEADERS_FILE = "headers.csv"
@@ -79,6 +81,17 @@ def write_points(folder: Path, rows: Iterable[Row]) -> None:
     """The points by run, then ``seq``; compressed alike on every machine."""
     ordered = sorted(rows, key=lambda row: (row["run_id"], int(row["seq"])))
     _write(folder / POINTS_FILE, lzma.compress(csv_text(POINT_COLUMNS, ordered).encode(), preset=9))
+
+
+def read_copying_rows(folder: Path) -> list[Row]:
+    """The rows of `copying.csv`; none where there is no such file. Errors as :func:`read_headers`."""
+    path = folder / COPYING_FILE
+    return _rows(path.read_text(encoding="utf-8"), COPYING_COLUMNS, COPYING_FILE) if path.exists() else []
+
+
+def write_copying_rows(folder: Path, rows: Iterable[Row]) -> None:
+    ordered = sorted(rows, key=lambda row: row["cell"])
+    _write(folder / COPYING_FILE, csv_text(COPYING_COLUMNS, ordered).encode())
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[dict[str, str]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fitting.conventions import INTERVAL_LEVEL
+from fitting.grid_report.copying import COPIES_NATS, CopyingAt
 from fitting.grid_report.gains import Gain
 from fitting.grid_report.held_out import CONSTANT_SPEEDUP, GUIDELINE, NEVER_GROW, LargestLeftOut
 from fitting.grid_report.report import GridReport
@@ -18,7 +19,7 @@ from fitting.grid_report.timing import TimingTrend
 
 def findings(report: GridReport) -> tuple[str, ...]:
     """Sentences, the most important first."""
-    sentences = [*_growth(report.gains), _timing(report.trend, report.missing.get("timing"))]
+    sentences = [*_growth(report.gains), _copying(report.copying), _timing(report.trend, report.missing.get("timing"))]
     sentences.append(_rules(report.differences, report.rules))
     sentences.append(_held_out(report.held_out, report.missing.get("held_out")))
     sentences.append(_ablation(report))
@@ -65,6 +66,29 @@ def _growth(gains: Sequence[Gain]) -> list[str]:
 
 def _speedups(gains: Sequence[Gain]) -> bool:
     return all(gain.speedup == gain.speedup for gain in gains)
+
+
+def _copying(found: Sequence[CopyingAt]) -> str:
+    if not found:
+        return ""
+    steps = [one.step_nats for one in found if one.step_nats is not None]
+    if not steps:
+        return (
+            f"Learning to copy from the context upsets no comparison: in each of {len(found)} (size, budget) cells that were "
+            "measured all of the target's runs do it, or none does."
+        )
+    apart = sum(
+        one.scratch.num_measured > 0
+        and one.best_grown.num_measured > 0
+        and (one.scratch.num_copying == 0) != (one.best_grown.num_copying == 0)
+        for one in found
+    )
+    return (
+        f"Caution: in {len(steps)} of {len(found)} (size, budget) cells some of the target's runs had learned to copy from "
+        f"their context (a text read again costs over {COPIES_NATS} nats less) and others had not; the former end lower by "
+        f"{_median(steps):.4f} nats at the median. In {apart} of them only one of scratch and the best grown run had: what is "
+        "told of growth there is when that step came, which says little of runs that all take it early."
+    )
 
 
 def _timing(trend: TimingTrend | None, why: str | None) -> str:

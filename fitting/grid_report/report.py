@@ -26,6 +26,7 @@ from fitting.grid_report.contrasts import (
     rate_checks,
     schedule_deltas,
 )
+from fitting.grid_report.copying import CopyingAt, copying_at, read_copying
 from fitting.grid_report.gains import Gain, Valley, gain, valleys
 from fitting.grid_report.held_out import LargestLeftOut, largest_left_out
 from fitting.grid_report.rule_regret import Difference, RuleScore, cases, difference, rule_scores
@@ -58,18 +59,26 @@ class GridReport:
     orders: tuple[Contrast, ...]
     schedules: tuple[ScheduleDelta, ...]
     rates: tuple[RateCheck, ...]
+    copying: tuple[CopyingAt, ...]
     cannot_tell: tuple[str, ...]
     missing: Mapping[str, str]
     rests_on: Mapping[str, tuple[str, ...]]
 
 
-def grid_report(source: Path | pd.DataFrame, *, seed: int = 0) -> GridReport:
+def grid_report(
+    source: Path | pd.DataFrame, *, copying: Mapping[str, float] | None = None, seed: int = 0
+) -> GridReport:
     """The report on a folder with ``headers.csv``, or on such a table; the same runs and seed give the same values.
+
+    Args:
+        copying: cell -> gain of a text read again, in nats; where left out, that of the folder's ``copying.csv``, if any.
 
     Raises:
         InputError: the table is bad or holds no final loss.
     """
     grid = read_grid(source)
+    if copying is None:
+        copying = read_copying(source) if isinstance(source, Path) else {}
     missing: dict[str, str] = {}
 
     def tried(section: str, make: Callable[[], T]) -> T | None:
@@ -90,6 +99,8 @@ def grid_report(source: Path | pd.DataFrame, *, seed: int = 0) -> GridReport:
     held_out = tried("held_out", lambda: largest_left_out(grid, compared, rules, seed=seed))
     ablation, orders = contrasts(grid, ABLATION, spread), contrasts(grid, ORDER, spread)
     rates, schedules = rate_checks(grid, spread), schedule_deltas(grid, spread)
+    run_of_cell = dict(zip(grid.table["cell"], grid.table["run_id"], strict=True))
+    copied = copying_at(gains, {run_of_cell[cell]: nats for cell, nats in copying.items() if cell in run_of_cell})
     for section, values, why in (
         ("valleys", found, "no target has a scratch and a grown run of one setting at equal FLOPs"),
         ("rules", rules, "no target has a scratch and a grown run of one setting at equal FLOPs"),
@@ -97,6 +108,7 @@ def grid_report(source: Path | pd.DataFrame, *, seed: int = 0) -> GridReport:
         ("orders", orders, "no grown arm differs from another in its layer order alone"),
         ("schedules", schedules, "no design was run from scratch and grown under two schedules"),
         ("rates", rates, "no design was trained at two learning rates"),
+        ("copying", copied, "of no run was it measured (`growthlaw sweep copying`)"),
     ):
         if not values:
             missing[section] = why
@@ -118,6 +130,7 @@ def grid_report(source: Path | pd.DataFrame, *, seed: int = 0) -> GridReport:
         orders=tuple(orders),
         schedules=tuple(schedules),
         rates=tuple(rates),
+        copying=tuple(copied),
         cannot_tell=_cannot_tell(grid, found, timings, spread),
         missing=missing,
         rests_on={
@@ -131,6 +144,7 @@ def grid_report(source: Path | pd.DataFrame, *, seed: int = 0) -> GridReport:
             "orders": _ids(orders),
             "schedules": _ids(schedules),
             "rates": _ids(rates),
+            "copying": _ids(copied),
             "spread": tuple(
                 run_id for target in grid.targets for arm in target.arms if len(arm.seeds) > 1 for run_id in arm.run_ids
             ),
@@ -138,7 +152,9 @@ def grid_report(source: Path | pd.DataFrame, *, seed: int = 0) -> GridReport:
     )
 
 
-def _ids(found: list[Valley] | list[Gain] | list[Contrast] | list[RateCheck] | list[ScheduleDelta]) -> tuple[str, ...]:
+def _ids(
+    found: list[Valley] | list[Gain] | list[Contrast] | list[RateCheck] | list[ScheduleDelta] | list[CopyingAt],
+) -> tuple[str, ...]:
     return tuple(sorted({run_id for one in found for run_id in one.run_ids}))
 
 

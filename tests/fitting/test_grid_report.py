@@ -255,6 +255,53 @@ def test_rates_are_judged_for_scratch_and_for_grown(report: GridReport) -> None:
     assert all(one.best_rate != one.shared_rate and one.at_end for one in found)
 
 
+def test_a_step_that_only_some_runs_took_is_told_beside_what_growth_gained(tmp_path: Path) -> None:
+    """At the largest budget the grown runs have learned to copy and end 0.2 nats lower, of scratch's three seeds one has."""
+    table = truth.GridTable(LAW, GROWTH, noise_nats=1e-4, seed=0)
+    for seed in range(3):
+        table.single(48, seed=seed, extra=-0.2 if seed == 0 else 0.0, budgets=(10.0,))
+        table.grown(48, 4, 0.1, seed=seed, extra=-0.2, budgets=(10.0,))
+        table.single(48, 4, seed=seed, budgets=(10.0,))
+        table.single(48, seed=seed, budgets=(5.0,))
+        table.grown(48, 4, 0.1, seed=seed, budgets=(5.0,))
+    frame = table.frame()
+    took = (frame["budget_tokens"] > 2e6) & ((frame["growth_factor"] > 1) | (frame["init_seed"] == 0))
+    took &= frame["num_target_layers"] == 8
+    gains = dict(zip(frame["cell"], np.where(took, 0.6, 0.05), strict=True))
+    unmeasured = frame.loc[(frame["growth_factor"] > 1) & (frame["init_seed"] == 2), "cell"]
+    for cell in unmeasured:
+        del gains[cell]
+    smaller, larger = grid_report(frame, copying=gains).copying
+    assert (smaller.num_copying, smaller.num_measured, smaller.step_nats) == (0, 5, None)
+    assert (larger.num_copying, larger.num_measured) == (3, 5)
+    assert (larger.scratch.num_copying, larger.scratch.num_measured) == (1, 3)
+    assert (larger.best_grown.num_copying, larger.best_grown.num_measured) == (2, 2)
+    assert (larger.best_fixed.num_copying, larger.best_fixed.num_measured) == (0, 3)
+    own = frame[frame["cell"].isin(gains) & (frame["budget_tokens"] > 2e6) & (frame["num_target_layers"] == 8)]
+    by = own.assign(copies=own["cell"].map(gains) > 0.3).groupby("copies")["final_loss"].mean()
+    assert larger.step_nats == pytest.approx(by[False] - by[True])
+    mixed = grid_report(frame, copying=gains)
+    assert any("in 1 of 2 (size, budget) cells some of the target's runs had learned" in one for one in findings(mixed))
+    assert any("In 0 of them only one of scratch and the best grown run had" in one for one in findings(mixed))
+    without = {cell: gain for cell, gain in gains.items() if not cell.endswith("s0-b10") or "g4" in cell}
+    assert any("In 1 of them only one of" in one for one in findings(grid_report(frame, copying=without)))
+    none = grid_report(frame, copying=dict.fromkeys(gains, 0.1))
+    assert any("upsets no comparison: in each of 2" in one for one in findings(none))
+    silent = grid_report(frame)
+    assert "sweep copying" in silent.missing["copying"]
+    # From files it is the same; what a file may not hold is refused by name.
+    frame.to_csv(tmp_path / "headers.csv", index=False)
+    file = tmp_path / "copying.csv"
+    pd.DataFrame({"cell": list(gains), "gain_nats": list(gains.values())}).to_csv(file, index=False)
+    assert grid_report(tmp_path).copying == mixed.copying
+    file.write_text("cell,gain_nats\na,0.1\nb,much\n")
+    with pytest.raises(ValueError, match=r"gain_nats of b in copying\.csv is no number"):
+        grid_report(tmp_path)
+    file.write_text("cell\na\n")
+    with pytest.raises(ValueError, match=r"gain_nats is missing from copying\.csv"):
+        grid_report(tmp_path)
+
+
 def test_orders_and_schedules_stand_in_sections_of_their_own() -> None:
     table = truth.GridTable(LAW, GROWTH, noise_nats=0.002, seed=1)
     for seed in range(3):

@@ -1,4 +1,4 @@
-"""One evaluation: checkpoints on named sets, their paired differences, dropped layers and tasks, as one record.
+"""One evaluation: checkpoints on named sets, their paired differences, dropped layers, copying and tasks, as one record.
 
 Every checkpoint reads the same windows of a set: K of them, spread evenly (:func:`app.engine.data.validation_windows`).
 """
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.engine.assess.checkpoint import CheckpointFolder, LoadedModel, load_checkpoint
+from app.engine.assess.copying import Copying, copying
 from app.engine.assess.harness import TaskRequest, TaskScore, run_tasks
 from app.engine.assess.layer_drop import LayerDrop, drop_layers, layers_of
 from app.engine.assess.losses import Estimate, Floats, SetLoss, estimate, summarize, window_bytes, window_losses
@@ -52,7 +53,7 @@ class SetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointReport:
-    """One checkpoint: ``losses`` in the order of the sets, ``dropped_layers`` on the first of them."""
+    """One checkpoint: ``losses`` in the order of the sets, ``dropped_layers`` and ``copying`` on the first of them."""
 
     path: str
     model_type: str
@@ -62,6 +63,7 @@ class CheckpointReport:
     device: str
     losses: tuple[SetLoss, ...]
     dropped_layers: tuple[LayerDrop, ...]
+    copying: Copying | None
     tasks: tuple[TaskScore, ...]
 
 
@@ -98,6 +100,7 @@ def assess(
     context_length: int,
     num_windows: int | None = None,
     drop: bool = False,
+    copies: bool = False,
     tasks: TaskRequest | None = None,
     batch_sequences: int | None = None,
     precision: str = "auto",
@@ -109,6 +112,7 @@ def assess(
     Args:
         num_windows: K of each set, fewer where a set has fewer; None: all.
         drop: whether each layer is dropped in turn, on the first set.
+        copies: whether copying from the context is measured, on the first set.
 
     Raises:
         InputError: a set is shorter than a window, or does not fit a checkpoint; a checkpoint cannot be loaded.
@@ -142,13 +146,24 @@ def assess(
                 batch_sequences=batch_sequences,
                 progress=meter.start("dropping layers", num_layers * len(first.windows)),
             )
+        copied = None
+        if copies:
+            first = opened[0]
+            copied = copying(
+                loaded,
+                first.tokens.stream,
+                first.windows,
+                context_length=context_length,
+                batch_sequences=batch_sequences,
+                progress=meter.start("text read twice", len(first.windows)),
+            )
         scores = run_tasks(loaded, folder, tasks) if tasks else []
         losses.append(read)
         summaries = [
             summarize(values, context_length=context_length, num_bytes=one.num_bytes)
             for values, one in zip(read, opened, strict=True)
         ]
-        checkpoints.append(_checkpoint_report(folder, loaded, summaries, drops, scores))
+        checkpoints.append(_checkpoint_report(folder, loaded, summaries, drops, copied, scores))
         del loaded  # before the next one is loaded
     differences = []
     if len(folders) == 2:
@@ -221,6 +236,7 @@ def _checkpoint_report(
     loaded: LoadedModel,
     losses: list[SetLoss],
     drops: list[LayerDrop],
+    copied: Copying | None,
     scores: list[TaskScore],
 ) -> CheckpointReport:
     config: Any = loaded.model.config.get_text_config()
@@ -233,6 +249,7 @@ def _checkpoint_report(
         device=str(loaded.device),
         losses=tuple(losses),
         dropped_layers=tuple(drops),
+        copying=copied,
         tasks=tuple(scores),
     )
 

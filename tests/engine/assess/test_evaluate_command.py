@@ -35,8 +35,11 @@ def test_a_run_gives_the_loss_it_ended_with_and_tells_its_copies(
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     trained = [line["value"] for line in lines if line["metric"] == "validation_loss"][-1]
-    report = growthlaw("evaluate", run, "--corpus", tiny_corpus, "--windows", "8", "--drop-layers")
+    report = growthlaw("evaluate", run, "--corpus", tiny_corpus, "--windows", "8", "--drop-layers", "--copying")
     (checkpoint,) = report["checkpoints"]
+    copied = {name: one["value"] for name, one in checkpoint["copying"].items()}
+    assert copied["gain_nats"] == pytest.approx(copied["first_nats"] - copied["second_nats"])
+    assert abs(copied["gain_nats"]) < 0.3  # 5,120 tokens teach no model to copy
     assert report["context_length"] == 32
     assert checkpoint["losses"][0]["loss_nats"]["value"] == pytest.approx(trained, abs=2e-6)
     drops = checkpoint["dropped_layers"]
@@ -139,6 +142,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, documents: list[str]) -> Pa
         (["--set", "short={folder}/short.txt"], "fewer than a window of 64"),
         (["--set", "empty={folder}/empty.txt"], "holds no text"),
         (["--drop-layers", "--tasks", "x"], "--drop-layers needs a set"),
+        (["--copying", "--tasks", "x"], "--copying needs a set"),
         (["--corpus", "{folder}/foreign"], "was made with another tokenizer than"),
     ],
 )
