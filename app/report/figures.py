@@ -18,7 +18,7 @@ def figures(report: GridReport) -> dict[str, tuple[str, Draw]]:
     if report.valleys:
         found["valleys"] = (
             "Grown - scratch at equal FLOPs over the growth timing, by size (columns) and tokens per parameter (colours); bars "
-            "are 80% intervals from the pooled seed spread, circles g = 4, other marks other factors.",
+            "are 80% intervals from the seed spread, circles g = 4, other marks other factors.",
             lambda figure: _valleys(figure, report.valleys),
         )
     if report.gains:

@@ -17,7 +17,7 @@ from fitting.grid_report.copying import COPIES_NATS, CopyingAt, Share
 from fitting.grid_report.gains import Gain, Valley
 from fitting.grid_report.report import REFERENCE_RULE, TIMING_FACTOR
 from fitting.grid_report.rule_regret import RuleScore
-from fitting.grid_report.spread import CALL_LEVEL
+from fitting.grid_report.spread import CALL_LEVEL, FEWEST_OWN_DEGREES
 
 Captions = Mapping[str, tuple[str, str]]
 
@@ -142,13 +142,14 @@ def _runs(report: GridReport, planned: Sequence[PlannedStep]) -> list[str]:
         lines.append(
             f"**Seed spread, pooled: {sd.sd_nats:.4f} nats** ({span(sd.interval_nats, '.4f')}) a run, from {sd.num_runs} "
             f"losses of {sd.num_arms} repeated designs ({sd.degrees_of_freedom:g} degrees of freedom, a trunk's legs "
-            "counted once)."
+            f"counted once). Differences rest on the spread of their own size and budget where that has {FEWEST_OWN_DEGREES} "
+            "degrees of freedom or more, else on this."
         )
         rows = [
             (name, f"{one.sd_nats:.4f}", span(one.interval_nats, ".4f"), one.num_arms, one.num_runs)
             for name, one in report.spreads.items()
         ]
-        lines += ["", *table(("size and kind", "seed sd (nats)", "80% interval", "designs", "losses"), rows)]
+        lines += ["", *table(("size and budget, or kind", "seed sd (nats)", "80% interval", "designs", "losses"), rows)]
     else:
         lines.append(
             f"No design was repeated: a seed spread of {sd.sd_nats:.3f} nats is assumed, measured elsewhere at hidden 64."

@@ -10,7 +10,7 @@ effect    loss of the setting minus that of the reference arm of the same target
 ========  ===========================================================================  ======
 
 An effect is called one only if the t interval at 95%, widened for all that are compared in its table (Bonferroni), leaves out
-zero and the effect is no tie. With one common seed the pooled spread stands in for the paired one.
+zero and the effect is no tie. With one common seed the seed spread of the target and budget stands in for the paired one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scipy.stats import t as student
 from fitting.conventions import INTERVAL_LEVEL, TIE_NATS
 from fitting.grid_report.arms import SETTING_COLUMNS, Arm, Grid, Target
 from fitting.grid_report.gains import Verdict, verdict
-from fitting.grid_report.spread import CALL_LEVEL, Interval, Spread
+from fitting.grid_report.spread import CALL_LEVEL, Interval, Spread, Spreads
 
 # The columns that make up each question; everything else must be as in the reference.
 ABLATION = ("optimizer_state_policy", "variant")
@@ -86,7 +86,7 @@ class ScheduleDelta:
     run_ids: tuple[str, ...]
 
 
-def contrasts(grid: Grid, columns: Sequence[str], spread: Spread) -> list[Contrast]:
+def contrasts(grid: Grid, columns: Sequence[str], spreads: Spreads) -> list[Contrast]:
     """Every grown arm that differs from its reference arm in some of ``columns`` and in nothing else."""
     pairs = [
         (target, budget, arm, reference)
@@ -96,7 +96,7 @@ def contrasts(grid: Grid, columns: Sequence[str], spread: Spread) -> list[Contra
         if _same_design(arm, reference) and _differs_in(arm, reference, columns)
         for budget in sorted(arm.runs.keys() & reference.runs.keys())
     ]
-    return [_contrast(*pair, len(pairs), spread) for pair in pairs]
+    return [_contrast(*pair, len(pairs), spreads.at(pair[0], pair[1])) for pair in pairs]
 
 
 def _same_design(a: Arm, b: Arm) -> bool:
@@ -139,7 +139,7 @@ def _contrast(target: Target, budget: int, arm: Arm, reference: Arm, num_compare
     )  # fmt: skip
 
 
-def rate_checks(grid: Grid, spread: Spread) -> list[RateCheck]:
+def rate_checks(grid: Grid, spreads: Spreads) -> list[RateCheck]:
     """Designs that were trained at two or more peak rates, with the shared rate (the reference's) among them."""
     designs: list[tuple[Target, int, dict[float, Arm], float]] = []
     for target in grid.targets:
@@ -157,7 +157,7 @@ def rate_checks(grid: Grid, spread: Spread) -> list[RateCheck]:
                 if len(by_rate) > 1:
                     designs.append((target, budget, by_rate, shared))
     num_compared = sum(len(by_rate) - 1 for _, _, by_rate, _ in designs)
-    return [_rate_check(*design, num_compared, spread) for design in designs]
+    return [_rate_check(*design, num_compared, spreads.at(design[0], design[1])) for design in designs]
 
 
 def _rate_check(
@@ -175,7 +175,7 @@ def _rate_check(
     )  # fmt: skip
 
 
-def schedule_deltas(grid: Grid, spread: Spread) -> list[ScheduleDelta]:
+def schedule_deltas(grid: Grid, spreads: Spreads) -> list[ScheduleDelta]:
     """Delta by schedule of the designs that have grown and scratch runs in two schedules or more."""
     rows: list[ScheduleDelta] = []
     for target in grid.targets:
@@ -186,6 +186,7 @@ def schedule_deltas(grid: Grid, spread: Spread) -> list[ScheduleDelta]:
                 if _same_design(arm, reference) and (arm is reference or _differs_in(arm, reference, _SCHEDULE_COLUMNS))
             ]
             for budget in sorted(reference.runs):
+                spread = spreads.at(target, budget)
                 found = [row for arm in same if (row := _schedule_delta(target, budget, arm, spread)) is not None]
                 if len({row.schedule for row in found}) > 1:
                     rows += found

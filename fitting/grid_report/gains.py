@@ -12,7 +12,8 @@ D_S(L)    tokens at which scratch's final losses, joined by a power law between 
 ========  ===========================================================================  ======
 
 The best of k cells looks better than it is, so a gain is called one only where an interval of 95%, widened for all k cells
-(Bonferroni), leaves out zero and the gain is no tie. Intervals of differences rest on the pooled seed spread.
+(Bonferroni), leaves out zero and the gain is no tie. Intervals of differences rest on the seed spread of their
+target and budget (:mod:`fitting.grid_report.spread`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import numpy as np
 
 from fitting.conventions import TIE_NATS
 from fitting.grid_report.arms import Arm, Target
-from fitting.grid_report.spread import CALL_LEVEL, Interval, Spread
+from fitting.grid_report.spread import CALL_LEVEL, Interval, Spread, Spreads
 
 Verdict = Literal["lower", "higher", "not told apart"]
 # A nearly flat last piece would need more tokens than a float can hold.
@@ -93,7 +94,7 @@ class Gain:
     run_ids: tuple[str, ...]
 
 
-def valleys(target: Target, spread: Spread) -> list[Valley]:
+def valleys(target: Target, spreads: Spreads) -> list[Valley]:
     """One valley a budget that has scratch runs and grown ones in the reference setting."""
     scratch, found = target.scratch, []
     if scratch is None:
@@ -102,7 +103,9 @@ def valleys(target: Target, spread: Spread) -> list[Valley]:
         grown = [arm for arm in target.of_kind("grown") if arm.num_seeds(budget)]
         if not grown or not scratch.num_seeds(budget):
             continue
-        points = [_point(arm, scratch, budget, target.budget_tokens[budget], spread) for arm in grown]
+        points = [
+            _point(arm, scratch, budget, target.budget_tokens[budget], spreads.at(target, budget)) for arm in grown
+        ]
         found.append(
             Valley(
                 target=target, budget=budget, scratch_loss_nats=scratch.loss(budget),
@@ -125,9 +128,10 @@ def _point(arm: Arm, scratch: Arm, budget: int, budget_tokens: float, spread: Sp
     )  # fmt: skip
 
 
-def gain(valley: Valley, spread: Spread) -> Gain:
+def gain(valley: Valley, spreads: Spreads) -> Gain:
     """The best cell of a valley, judged against both controls."""
     target, budget, best = valley.target, valley.budget, valley.best
+    spread = spreads.at(target, budget)
     num_compared = len(valley.points)
     sizes = [arm for arm in target.of_kind("fixed") if arm.num_seeds(budget)]
     fixed = min(sizes, key=lambda arm: arm.loss(budget), default=None)

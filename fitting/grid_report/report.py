@@ -30,7 +30,7 @@ from fitting.grid_report.copying import CopyingAt, copying_at, read_copying
 from fitting.grid_report.gains import Gain, Valley, gain, valleys
 from fitting.grid_report.held_out import LargestLeftOut, largest_left_out
 from fitting.grid_report.rule_regret import Difference, RuleScore, cases, difference, rule_scores
-from fitting.grid_report.spread import Resampler, Spread, pooled_spread
+from fitting.grid_report.spread import Resampler, Spread, pooled_spread, spreads
 from fitting.grid_report.timing import BestTiming, TimingTrend, best_timings, timing_trend
 from fitting.identifiability import cannot_identify
 
@@ -88,17 +88,17 @@ def grid_report(
             missing[section] = str(error)
             return None
 
-    spread = pooled_spread(arm for target in grid.targets for arm in target.arms)
-    found = [valley for target in grid.targets for valley in valleys(target, spread)]
-    gains = [gain(valley, spread) for valley in found]
+    noises = spreads(grid.targets)
+    found = [valley for target in grid.targets for valley in valleys(target, noises)]
+    gains = [gain(valley, noises) for valley in found]
     resampler = Resampler(grid, seed=seed)
     timings, draws = best_timings(grid, TIMING_FACTOR, resampler)
     trend = tried("timing", lambda: timing_trend(grid, TIMING_FACTOR, timings, draws))
     compared = cases(grid, resampler)
     rules = rule_scores(grid, compared) if compared else []
     held_out = tried("held_out", lambda: largest_left_out(grid, compared, rules, seed=seed))
-    ablation, orders = contrasts(grid, ABLATION, spread), contrasts(grid, ORDER, spread)
-    rates, schedules = rate_checks(grid, spread), schedule_deltas(grid, spread)
+    ablation, orders = contrasts(grid, ABLATION, noises), contrasts(grid, ORDER, noises)
+    rates, schedules = rate_checks(grid, noises), schedule_deltas(grid, noises)
     run_of_cell = dict(zip(grid.table["cell"], grid.table["run_id"], strict=True))
     copied = copying_at(gains, {run_of_cell[cell]: nats for cell, nats in copying.items() if cell in run_of_cell})
     for section, values, why in (
@@ -116,8 +116,8 @@ def grid_report(
     others = [score for score in rules if score.rule != REFERENCE_RULE]
     return GridReport(
         grid=grid,
-        spread=spread,
-        spreads=_spreads(grid),
+        spread=noises.pooled,
+        spreads=_spreads(grid, noises.own),
         valleys=tuple(found),
         gains=tuple(gains),
         best_timings=tuple(timings),
@@ -131,7 +131,7 @@ def grid_report(
         schedules=tuple(schedules),
         rates=tuple(rates),
         copying=tuple(copied),
-        cannot_tell=_cannot_tell(grid, found, timings, spread),
+        cannot_tell=_cannot_tell(grid, found, timings, noises.pooled),
         missing=missing,
         rests_on={
             "runs": tuple(sorted(grid.table["run_id"])),
@@ -158,10 +158,14 @@ def _ids(
     return tuple(sorted({run_id for one in found for run_id in one.run_ids}))
 
 
-def _spreads(grid: Grid) -> dict[str, Spread]:
-    """Pooled spread by target and kind, where there are repeats."""
+def _spreads(grid: Grid, own: Mapping[tuple[float, int], Spread]) -> dict[str, Spread]:
+    """Spread by target and kind, where there are repeats, and by target and budget where differences rest on it."""
     found = {}
     for target in grid.targets:
+        for budget in range(len(target.budget_tokens)):
+            if (target.params, budget) in own:
+                ratio = f"{target.tokens_per_parameter(budget):.3g} tokens per parameter"
+                found[f"{target.label}, {ratio}"] = own[target.params, budget]
         for kind in ("scratch", "fixed", "grown"):
             spread = pooled_spread(target.of_kind(kind, reference=False))
             if spread.measured:

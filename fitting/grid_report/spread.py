@@ -1,6 +1,6 @@
 """Seed spread of a grid, and resampling of its arms by trunk family.
 
-    s^2 = sum over cells of (L_i - mean L)^2 / sum over cells of (n - 1)
+    s^2 = sum over cells of (L_i - mean L)^2 / sum over cells of (n - 1)          of one target and budget, or of all
     L*_ab = mean L_ab + mean over n of e_tb,      t drawn with replacement from all trunk families
 
 ========  ===========================================================================  ======
@@ -12,6 +12,8 @@ e_tb      deviation of trunk family t from its arm at budget b, times sqrt(n/(n-
 L*_ab     resampled mean of arm a (n seeds) at budget b                                nats
 ========  ===========================================================================  ======
 
+Seeds differ more where a budget ends near a step of learning (:mod:`fitting.grid_report.copying`), so differences rest on the
+spread of their own target and budget where that has :data:`FEWEST_OWN_DEGREES` degrees of freedom or more, else on all.
 Decay legs of one trunk share its noise, so a draw takes a whole family's deviations, budget by budget: a cluster bootstrap
 in which arms of one seed have noise as well. The interval of s is chi-squared with nu as above, which is cautious.
 """
@@ -19,7 +21,7 @@ in which arms of one seed have noise as well. The interval of s is chi-squared w
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +38,7 @@ Interval = tuple[float, float]
 # An effect is called one only where an interval of this level, widened for all that are compared, leaves out zero.
 CALL_LEVEL = 0.95
 NUM_RESAMPLES = 2000
+FEWEST_OWN_DEGREES = 6
 # With fewer families of its own a target borrows the deviations of all targets.
 _OWN_FAMILIES = 8
 
@@ -57,15 +60,40 @@ class Spread:
         return quantile * self.sd_nats * math.sqrt(1 / num_a + 1 / num_b)
 
 
-def pooled_spread(arms: Iterable[Arm]) -> Spread:
-    """The seed noise of arms with two or more seeds."""
+@dataclass(frozen=True, kw_only=True)
+class Spreads:
+    """The seed noise of a grid: of all repeats, and by (target's parameters, budget) where there are enough of its own."""
+
+    pooled: Spread
+    own: Mapping[tuple[float, int], Spread]
+
+    def at(self, target: Target, budget: int) -> Spread:
+        return self.own.get((target.params, budget), self.pooled)
+
+
+def spreads(targets: Sequence[Target]) -> Spreads:
+    """The seed noise of targets, all kinds of arms and settings together."""
+    own = {
+        (target.params, budget): pooled_spread(target.arms, budget=budget)
+        for target in targets
+        for budget in range(len(target.budget_tokens))
+    }
+    return Spreads(
+        pooled=pooled_spread(arm for target in targets for arm in target.arms),
+        own={at: one for at, one in own.items() if one.measured and one.degrees_of_freedom >= FEWEST_OWN_DEGREES},
+    )
+
+
+def pooled_spread(arms: Iterable[Arm], *, budget: int | None = None) -> Spread:
+    """The seed noise of arms with two or more seeds, at one budget or at all of them."""
     squares, cells, freedom, num_arms, num_runs = 0.0, 0, 0, 0, 0
     for arm in arms:
-        most = max(map(len, arm.runs.values()))
+        cells_of_arm = [runs for place, runs in arm.runs.items() if budget in (None, place)]
+        most = max(map(len, cells_of_arm), default=0)
         if most < 2:
             continue
         num_arms, freedom = num_arms + 1, freedom + most - 1
-        for runs in arm.runs.values():
+        for runs in cells_of_arm:
             losses = np.array([run.loss_nats for run in runs])
             if len(losses) > 1:
                 squares += float(np.sum((losses - losses.mean()) ** 2))

@@ -17,7 +17,7 @@ from fitting.grid_report import GridReport, findings, grid_report, read_grid
 from fitting.grid_report.contrasts import ABLATION, ORDER, contrasts, rate_checks, schedule_deltas
 from fitting.grid_report.gains import gain, scratch_tokens_at, valleys
 from fitting.grid_report.rule_regret import cases, rule_scores
-from fitting.grid_report.spread import Resampler, pooled_spread
+from fitting.grid_report.spread import Resampler, spreads
 from fitting.grid_report.timing import _minima, best_timings, timing_trend
 from fitting.growth_fit import ALL_LAWS
 from fitting.rules import RULES
@@ -45,6 +45,37 @@ def test_seed_spread_is_the_planted_one(report: GridReport) -> None:
     assert report.spread.sd_nats < 1.2 * NOISE
     # Legs of a trunk are no independent repeats: the budgets of an arm count once.
     assert report.spread.degrees_of_freedom < 0.5 * report.spread.num_runs
+
+
+def test_a_noisy_budget_widens_its_own_intervals_alone() -> None:
+    """Ten times the noise at the largest budget: its differences are told to be that uncertain, those beside it are not."""
+    frame = truth.whole_grid(LAW, GROWTH, noise_nats=NOISE)
+    rng = np.random.default_rng(1)
+    noisy = (frame["hidden_size"] == 64) & (
+        frame["budget_tokens"] == frame["budget_tokens"][frame["hidden_size"] == 64].max()
+    )
+    frame.loc[noisy, "final_loss"] += rng.normal(0, 10 * NOISE, noisy.sum())
+    grid = read_grid(frame)
+    found = spreads(grid.targets)
+    target = next(one for one in grid.targets if one.label.startswith("64"))
+    calm, loud = found.at(target, 0), found.at(target, len(target.budget_tokens) - 1)
+    assert loud.interval_nats is not None
+    assert loud.interval_nats[0] < 10 * NOISE < loud.interval_nats[1]
+    assert calm.sd_nats < 1.3 * NOISE
+    assert calm.sd_nats < found.pooled.sd_nats < loud.sd_nats
+    # By hand: the deviations of every repeated arm at that budget.
+    losses = [[run.loss_nats for run in arm.runs[0]] for arm in target.arms if arm.num_seeds(0) > 1]
+    squares = sum(np.var(one) * len(one) for one in losses)
+    assert calm.degrees_of_freedom == sum(len(one) - 1 for one in losses)
+    assert calm.sd_nats == pytest.approx(np.sqrt(squares / calm.degrees_of_freedom))
+    wide, narrow = (
+        valley.points[0].interval_nats[1] - valley.points[0].interval_nats[0]
+        for valley in (valleys(target, found)[-1], valleys(target, found)[0])
+    )
+    assert wide > 4 * narrow
+    # Too few repeats of its own: the spread of all.
+    few = read_grid(frame[(frame["init_seed"] == 0) | ((frame["init_seed"] == 1) & (frame["growth_factor"] == 1))])
+    assert spreads(few.targets).own == {}
 
 
 def test_deltas_and_their_intervals_hold_the_truth(report: GridReport) -> None:
@@ -214,7 +245,7 @@ def test_null_effects_are_called_one_in_few_of_many_grids() -> None:
                 for s in range(5):
                     table.grown(48, 4, 0.3, seed=s, policy=policy, cohort=cohort, budgets=(5.0,))
         grid = read_grid(table.frame())
-        found = contrasts(grid, ABLATION, pooled_spread(grid.targets[0].arms))
+        found = contrasts(grid, ABLATION, spreads(grid.targets))
         assert len(found) == 7
         called += any(one.verdict != "not told apart" for one in found)
     assert called <= 50 * (0.05 + 3 * np.sqrt(0.05 * 0.95 / 50))
@@ -233,7 +264,7 @@ def test_growth_without_effect_is_a_negative_finding_in_the_first_line() -> None
     rng = np.random.default_rng(3)
     table.loc[grown, "final_loss"] = level.reindex(keys).to_numpy() + rng.normal(0, NOISE, int(grown.sum()))
     grid = read_grid(table)
-    spread = pooled_spread(arm for target in grid.targets for arm in target.arms)
+    spread = spreads(grid.targets)
     gains = [gain(valley, spread) for target in grid.targets for valley in valleys(target, spread)]
     assert {one.against_scratch for one in gains} == {"not told apart"}
     assert {one.against_fixed for one in gains} == {"higher"}
@@ -250,7 +281,7 @@ def test_rates_are_judged_for_scratch_and_for_grown(report: GridReport) -> None:
     assert {one.kind for one in report.rates} == {"scratch", "grown"}
     assert all(one.verdict == "not told apart" and one.best_rate == truth.SHARED_RATE for one in report.rates)
     bad = read_grid(truth.whole_grid(LAW, GROWTH, num_seeds=2, rate_effect=-0.05))
-    found = rate_checks(bad, pooled_spread(arm for target in bad.targets for arm in target.arms))
+    found = rate_checks(bad, spreads(bad.targets))
     assert {one.verdict for one in found} == {"higher"}
     assert all(one.best_rate != one.shared_rate and one.at_end for one in found)
 
@@ -313,7 +344,7 @@ def test_orders_and_schedules_stand_in_sections_of_their_own() -> None:
     cosine["run_id"] += "-cosine"
     cosine["final_loss"] += 0.5
     grid = read_grid(pd.concat([frame, cosine]))
-    spread = pooled_spread(grid.targets[0].arms)
+    spread = spreads(grid.targets)
     orders = contrasts(grid, ORDER, spread)
     assert [one.verdict for one in orders] == ["higher"] * 3
     assert contrasts(grid, ABLATION, spread) == []
