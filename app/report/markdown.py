@@ -409,18 +409,20 @@ def _copying(found: Sequence[CopyingAt]) -> list[str]:
     rows = [
         (
             *place(one.target, one.budget), f"{one.num_copying} of {one.num_measured}",
+            span(one.gains_nats, ".3f"),
             *("-" if loss is None else f"{loss:.4f}" for loss in (one.loss_copying_nats, one.loss_other_nats)),
             "-" if one.step_nats is None else f"{one.step_nats:.4f}",
             *map(_share, (one.scratch, one.best_grown, one.best_fixed)),
         )
         for one in found
     ]  # fmt: skip
-    header = ("target", "tokens per parameter", "runs that copy", "their loss", "loss of the others", "step (nats)", "scratch",
-              "best grown", "best fixed size")  # fmt: skip
+    header = ("target", "tokens per parameter", "runs that copy", "gains (nats)", "their loss", "loss of the others",
+              "step (nats)", "scratch", "best grown", "best fixed size")  # fmt: skip
     return [
         "Held-out text is read twice in a row. A model that has learned to look up what followed an earlier occurrence (arXiv "
-        f"2209.11895) costs over {COPIES_NATS} nats a token less the second time; one that has not gains little. The first "
-        "columns count the target's runs of all settings, from scratch and grown; the last ones those that section 3 compares.",
+        f"2209.11895) costs over {COPIES_NATS} nats a token less the second time; one that has not gains 0.02 to 0.05, by the "
+        "longer context. The first columns count the target's runs of all settings, from scratch and grown; the last ones those "
+        "that section 3 compares.",
         "",
         *table(header, rows),
     ]

@@ -1,6 +1,6 @@
 """Which runs had learned to copy from their context, and what that step is worth beside growth.
 
-    gain = loss of a text read first - loss of the same text read again       a run copies: gain > 0.3 nats
+    gain = loss of a text read first - loss of the same text read again       a run copies: gain > 0.1 nats
     step = mean L of the target's runs that do not copy - mean L of those that do      at one budget
 
 ========  =============================================================================  ======
@@ -29,8 +29,8 @@ from fitting.grid_report.gains import Gain
 
 COPYING_FILE = "copying.csv"
 COPYING_COLUMNS = ("cell", "first_nats", "second_nats", "gain_nats", "standard_error_nats")
-# More context alone is worth up to 0.15 nats in the second copy, looking it up 0.5 and more.
-COPIES_NATS = 0.3
+# Models of one layer, which cannot look anything up, gain 0.02 to 0.05 nats by the longer context alone.
+COPIES_NATS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,8 @@ class Share:
 class CopyingAt:
     """A target at a budget: its runs from scratch and grown by whether they copy; None where there is none of a kind.
 
+    ``gains_nats`` are the least and the most that any of them gains.
+
     ``scratch``, ``best_grown`` and ``best_fixed`` are the arms that :class:`fitting.grid_report.gains.Gain` compares.
     """
 
@@ -52,6 +54,7 @@ class CopyingAt:
     budget: int
     num_measured: int
     num_copying: int
+    gains_nats: tuple[float, float]
     loss_copying_nats: float | None
     loss_other_nats: float | None
     scratch: Share
@@ -123,6 +126,7 @@ def copying_at(gains: Sequence[Gain], gain_of_run: Mapping[str, float]) -> list[
         found.append(
             CopyingAt(
                 target=target, budget=budget, num_measured=len(own), num_copying=len(copying),
+                gains_nats=(min(gain_of_run[run.run_id] for run in own), max(gain_of_run[run.run_id] for run in own)),
                 loss_copying_nats=float(np.mean(copying)) if copying else None,
                 loss_other_nats=float(np.mean(other)) if other else None,
                 scratch=share(target.scratch, budget), best_grown=share(grown, budget), best_fixed=share(fixed, budget),
