@@ -421,8 +421,8 @@ def _copying(found: Sequence[CopyingAt]) -> list[str]:
     return [
         "Held-out text is read twice in a row. A model that has learned to look up what followed an earlier occurrence (arXiv "
         f"2209.11895) costs over {COPIES_NATS} nats a token less the second time; one that has not gains 0.02 to 0.05, by the "
-        "longer context. The first columns count the target's runs of all settings, from scratch and grown; the last ones those "
-        "that section 3 compares.",
+        "longer context. The first columns count the target's runs of all settings, from scratch and grown; the last ones "
+        "those that section 3 compares.",
         "",
         *table(header, rows),
     ]
