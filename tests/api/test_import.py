@@ -298,7 +298,12 @@ def test_the_report_command_writes_a_page_with_figures(bundle: Path, tmp_path: P
     assert done.exit_code == 0, done.output
     page = (out / "REPORT.md").read_text()
     assert page.splitlines()[2].startswith("- ")
-    for title in ("## 2. Valleys", "## 6. Which rule is right where", "## 12. What cannot be told"):
+    for title in (
+        "## 2. Valleys",
+        "## 6. Which rule is right where",
+        "## 12. Copying from the context",
+        "## 13. What cannot be told",
+    ):
         assert title in page
     assert "Not yet: leaving out the largest size needs 2 sizes" in page
     for figure in ("valleys", "gains", "speedup", "best_timing", "rules", "ablation"):
