@@ -21,10 +21,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from app.engine.assess.checkpoint import LoadedModel
-from app.engine.assess.losses import DEFAULT_BATCH_TOKENS, Estimate, Progress, estimate, token_losses
+from app.engine.assess.losses import DEFAULT_BATCH_TOKENS, Estimate, Progress, estimate, on_device, token_losses
 from app.engine.data import Integers, TokenStream
 from fitting.errors import InputError
 
@@ -54,7 +53,7 @@ def copying(
         batch_sequences: windows run at once; None: about 8,192 tokens.
 
     Raises:
-        InputError: the context is shorter than four tokens.
+        InputError: the context is shorter than four tokens, or an id lies outside the model's vocabulary.
     """
     num_tokens = context_length // 2
     if num_tokens < 2:
@@ -64,7 +63,7 @@ def copying(
     first, second = np.empty(len(windows)), np.empty(len(windows))
     for start in range(0, len(windows), batch):
         text = stream.windows(windows[start : start + batch], context_length)[:, :num_tokens]
-        losses = token_losses(loaded, torch.from_numpy(np.concatenate([text, text], axis=1)).to(loaded.device)).double()
+        losses = token_losses(loaded, on_device(loaded, np.concatenate([text, text], axis=1))).double()
         # The loss at place j is that of token j + 2, so x_i stands at i - 2 and, once more, at H + i - 2.
         rows = slice(start, start + len(text))
         first[rows] = losses[:, skipped - 1 : num_tokens - 1].mean(dim=1).cpu().numpy()

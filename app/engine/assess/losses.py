@@ -86,13 +86,7 @@ def window_losses(
     losses = np.empty(len(windows))
     for start in range(0, len(windows), batch):
         ids = stream.windows(windows[start : start + batch], context_length)
-        if ids.max() >= loaded.vocab_size:
-            raise InputError(
-                "checkpoint",
-                f"has a vocabulary of {loaded.vocab_size}, but the set holds id {ids.max()}",
-                "give a set of the checkpoint's own tokenizer",
-            )
-        tokens = torch.from_numpy(ids).to(loaded.device)
+        tokens = on_device(loaded, ids)
         losses[start : start + len(ids)] = token_losses(loaded, tokens).double().mean(dim=1).cpu().numpy()
         progress(len(ids))
     if not np.isfinite(losses).all():
@@ -102,6 +96,21 @@ def window_losses(
             "look for broken weights, or use precision fp32",
         )
     return losses
+
+
+def on_device(loaded: LoadedModel, ids: Integers) -> torch.Tensor:
+    """Ids of a set as a tensor beside the model.
+
+    Raises:
+        InputError: an id lies outside the model's vocabulary.
+    """
+    if ids.max() >= loaded.vocab_size:
+        raise InputError(
+            "checkpoint",
+            f"has a vocabulary of {loaded.vocab_size}, but the set holds id {ids.max()}",
+            "give a set of the checkpoint's own tokenizer",
+        )
+    return torch.from_numpy(ids).to(loaded.device)
 
 
 @torch.no_grad()
