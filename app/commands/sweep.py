@@ -272,8 +272,10 @@ def copying(
     from app.engine.assess.copying import copying as measure
     from app.engine.data import TokenStream, validation_windows
     from app.sweep.copying import Measured, measure_copying
+    from app.sweep.prepared import checked_manifest
 
     design = design_of(grid)
+    checked_manifest(design.grid, corpus_dir)
     length = design.grid.recipe.context_length
     chosen = open_corpus_split(design.grid.corpus.name, corpus_dir)
     stream = TokenStream(list(chosen.files), chosen.dtype)

@@ -420,9 +420,9 @@ def _copying(found: Sequence[CopyingAt]) -> list[str]:
               "step (nats)", "scratch", "best grown", "best fixed size")  # fmt: skip
     return [
         "Held-out text is read twice in a row. A model that has learned to look up what followed an earlier occurrence (arXiv "
-        f"2209.11895) costs over {COPIES_NATS} nats a token less the second time; one that has not gains 0.02 to 0.05, by the "
-        "longer context. The first columns count the target's runs of all settings, from scratch and grown; the last ones "
-        "those that section 3 compares.",
+        f"2209.11895) costs less the second time. Gains rise gradually; over {COPIES_NATS} nats a token a run is counted as "
+        "one that copies, a bound set after the first gains were seen. The first columns count the target's runs of all "
+        "settings, from scratch and grown; the last ones those that section 3 compares.",
         "",
         *table(header, rows),
     ]

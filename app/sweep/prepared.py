@@ -102,7 +102,7 @@ def prepare(
         raise InputError(
             "--out", f"{out} is not empty", "name a new folder, or go on in this one: growthlaw sweep work"
         )
-    manifest = _checked_manifest(grid, corpus_dir)
+    manifest = checked_manifest(grid, corpus_dir)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(beside, ignore_errors=True)
@@ -157,7 +157,7 @@ def run_dir(folder: Path, cell: str) -> Path:
     return folder / RUNS_DIR / cell
 
 
-def _checked_manifest(grid: Grid, corpus_dir: Path) -> Manifest:
+def checked_manifest(grid: Grid, corpus_dir: Path) -> Manifest:
     try:
         manifest = read_manifest(corpus_dir)
     except ValueError as error:
