@@ -87,7 +87,7 @@ def fit_own(
     spread = float(np.sqrt(2) * noise.sd_nats)
     if weights.errors_nats:
         # Errors on held-out pairs hold the noise of the pairs as well, so they replace an assumed one.
-        squares = sum(weight * weights.errors_nats[name] ** 2 for name, weight in kept.items())
+        squares = sum(weight * weights.noise_nats(name) ** 2 for name, weight in kept.items())
         seen = float(np.sqrt(squares / sum(kept.values())))
         spread = max(spread, seen) if noise.measured else seen
     kinds = _KINDS_OF_FOLDS if outer_scores else ()

@@ -33,11 +33,11 @@ import scipy  # its parts load when they are first used: a service starts sooner
 from fitting.budget import Budget
 from fitting.guideline import Guideline
 from fitting.layers import single_size_flops_per_token
+from fitting.noisy_draws import noise_scores
 from fitting.recommendation.answer import Accounting, ArmName, ArmOutcome, LossQuantiles, Regret
 from fitting.recommendation.arms import Arms, Single
 from fitting.recommendation.losses import Array, Losses
 from fitting.recommendation.request import Request
-from fitting.recommendation.summaries import noise_scores
 
 # A probability needs at least this many pairs that were predicted before they were seen.
 PAIRS_FOR_A_CHANCE = 10

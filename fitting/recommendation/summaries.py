@@ -1,13 +1,11 @@
 """From draws to what an answer says: intervals, speedups, stakes, decision points, how the gain fades.
 
-    interval of delta = quantiles of (delta_k + s z),               z ~ N(0, 1)
-    speedup_k         = f_target S^-1(L_grown,k) / C - 1
+    speedup_k = f_target S^-1(L_grown,k) / C - 1
 
 ========  ====================================================================  ======
 symbol    meaning                                                               unit
 ========  ====================================================================  ======
-delta_k   grown - scratch of draw k at equal FLOPs                              nats
-s         noise of an observed delta around the laws                            nats
+L_grown   final loss of the grown run, by draw k                                nats
 S^-1      tokens at which scratch training of the target reaches a loss         tokens
 C         FLOPs that the grown run is charged                                   FLOPs
 ========  ====================================================================  ======
@@ -15,36 +13,21 @@ C         FLOPs that the grown run is charged                                   
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
-import scipy  # its parts load when they are first used: a service starts sooner
 from numpy.typing import NDArray
 
 from fitting.budget import Budget
-from fitting.conventions import INTERVAL_LEVEL
 from fitting.layers import Target
+from fitting.noisy_draws import TAILS, central_interval
 from fitting.recommendation.answer import DecisionPoint, Interval, Stake, Stakes
 from fitting.recommendation.losses import Array, Losses
 from fitting.recommendation.optimum import Optimum
 from fitting.recommendation.request import Hardware
 
-TAILS = ((1 - INTERVAL_LEVEL) / 2, (1 + INTERVAL_LEVEL) / 2)
-NUM_NOISE_SCORES = 12
 # Looks after growth, as shares of the grown tokens.
 _LOOKS = (0.1, 0.3, 0.6)
-
-
-@functools.cache
-def noise_scores(num: int = NUM_NOISE_SCORES) -> Array:
-    """Stratified normal scores (num,), each for an equal share of the mass.
-
-    They stand in for random noise, so that an interval is the same at every call.
-    """
-    scores = scipy.special.ndtri((np.arange(num) + 0.5) / num)
-    scores.flags.writeable = False  # all callers share them
-    return np.asarray(scores)
 
 
 def intervals(draws: Array, noise_sd: float, losses: Losses, *, by_law: bool) -> list[Interval]:
@@ -56,12 +39,7 @@ def intervals(draws: Array, noise_sd: float, losses: Losses, *, by_law: bool) ->
     groups = [draws]
     if by_law:
         groups = [draws[losses.law_of_draw == law] for law in np.unique(losses.law_of_draw)]
-    ends = []
-    for group in groups:
-        noisy = (group[:, None, :] + noise_sd * noise_scores()[:, None]).reshape(-1, draws.shape[1])
-        noisy.sort(axis=0)
-        places = np.rint(np.array(TAILS) * (len(noisy) - 1)).astype(int)
-        ends.append(noisy[places])  # (2, R)
+    ends = [central_interval(group, noise_sd) for group in groups]
     low = np.min([end[0] for end in ends], axis=0)
     high = np.max([end[1] for end in ends], axis=0)
     return [(float(lower), float(upper)) for lower, upper in zip(low, high, strict=True)]

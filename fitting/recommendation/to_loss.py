@@ -32,6 +32,7 @@ from fitting.budget import Budget
 from fitting.errors import InputError
 from fitting.guideline import Guideline
 from fitting.layers import BaseOption, single_size_flops_per_token
+from fitting.noisy_draws import NUM_NOISE_SCORES, TAILS, noise_scores
 from fitting.recommendation.answer import LossGoal, Reach, Recommendation
 from fitting.recommendation.arms import Arms, Single, arms
 from fitting.recommendation.from_laws import answer_from_laws, budget_of, smallest_run, tried_factors
@@ -39,7 +40,6 @@ from fitting.recommendation.losses import Array, Losses
 from fitting.recommendation.optimum import Optimum, best_timings
 from fitting.recommendation.questions import LossRequest
 from fitting.recommendation.request import TOKENS_LIMITS, BaseCompute
-from fitting.recommendation.summaries import NUM_NOISE_SCORES, TAILS, noise_scores
 from fitting.recommendation.support import FAR_LIMIT, distances, grade_at, grade_of
 
 _BUDGETS = 33

@@ -12,8 +12,8 @@ mse_l     mean squared error of delta on inner held-out pairs: the         nats^
 w_l       weight of law l in the average                                   -
 ========  ===============================================================  ======
 
-Intervals of a held-out prediction join the draws of law and scratch curve with a normal residual whose size is the law's
-error in the inner folds: errors of extrapolation, not of fit.
+Intervals of a held-out prediction join the draws of law and scratch curve with a residual whose size is the law's error in the
+inner folds: errors of extrapolation, not of fit, and of as few as there are folds (:mod:`fitting.noisy_draws`).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fitting.conventions import INTERVAL_LEVEL, TIE_NATS
+from fitting.conventions import TIE_NATS
 from fitting.growth_data import GrowthData
 from fitting.growth_fit import ALL_LAWS, GrowthFit, ScratchBasis, fit_growth_law, fit_scratch_basis
 from fitting.growth_laws import GrowthLaw, GrowthPoints, Prepared
 from fitting.laws.base import Array
+from fitting.noisy_draws import central_interval, noise_of_errors
 from fitting.validation.folds import Fold, LeaveOut, folds
 from fitting.validation.scores import HeldOut, Scores, score
 
@@ -45,7 +46,14 @@ class Weights:
 
     by_law: Mapping[str, float]
     errors_nats: Mapping[str, float]
+    num_folds: int
     verdicts: Mapping[str, str]
+
+    def noise_nats(self, name: str) -> float:
+        """Sd of the noise that stands for the law's next error, one of a new fold."""
+        if name not in self.errors_nats:
+            return _UNKNOWN_ERROR_NATS
+        return noise_of_errors(self.errors_nats[name], self.num_folds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +110,7 @@ class Validation:
 
 def law_weights(data: GrowthData, laws: Mapping[str, GrowthLaw] = ALL_LAWS) -> Weights:
     """Weights from the folds inside ``data``, by target and by compute; equal ones on the simplest laws where it has none."""
-    residuals, observed, factors = _inner_residuals(data, laws)
+    residuals, observed, factors, num_folds = _inner_residuals(data, laws)
     tested = {name: parts for name, parts in residuals.items() if parts}
     if not tested:
         simple = [name for name, law in laws.items() if law.num_parameters <= 1 and law.min_pairs <= len(data)]
@@ -110,6 +118,7 @@ def law_weights(data: GrowthData, laws: Mapping[str, GrowthLaw] = ALL_LAWS) -> W
         return Weights(
             by_law={name: (1.0 / len(simple) if name in simple else 0.0) for name in laws},
             errors_nats={},
+            num_folds=0,
             verdicts={name: why if name in simple else "no weight: too few pairs" for name in laws},
         )
     # The geometric mean over the kinds: a term must help against a new budget and against a new size.
@@ -150,24 +159,26 @@ def law_weights(data: GrowthData, laws: Mapping[str, GrowthLaw] = ALL_LAWS) -> W
     return Weights(
         by_law={name: raw.get(name, 0.0) / total for name in laws},
         errors_nats={name: float(np.sqrt(value)) for name, value in mse.items()},
+        num_folds=num_folds,
         verdicts=verdicts,
     )
 
 
 def _inner_residuals(
     data: GrowthData, laws: Mapping[str, GrowthLaw]
-) -> tuple[dict[str, list[Array]], list[Array], list[Array]]:
-    """By law its residuals in each kind of inner folds, and the deltas and factors those were about, kind by kind.
+) -> tuple[dict[str, list[Array]], list[Array], list[Array], int]:
+    """By law its residuals in each kind of inner folds; the deltas and factors those were about, kind by kind; how many folds.
 
     A law is judged by all kinds of folds or by none: where one training set is too small for it, it has no residuals.
     """
     residuals: dict[str, list[Array]] = {name: [] for name in laws}
-    observed, factors = [], []
+    observed, factors, num_folds = [], [], 0
     short = {name for name, law in laws.items() if law.min_pairs > len(data)}
     for kind in _KINDS:
         known = _with_bases(data, folds(data, kind), num_draws=0, seed=0)
         if not known:
             continue
+        num_folds += len(known)
         observed.append(np.concatenate([data.delta_nats[fold.test] for fold, _ in known]))
         factors.append(np.concatenate([data.points.growth_factor[fold.test] for fold, _ in known]))
         for name, law in laws.items():
@@ -176,7 +187,8 @@ def _inner_residuals(
                 short.add(name)
             else:
                 residuals[name].append(found)
-    return {name: [] if name in short else parts for name, parts in residuals.items()}, observed, factors
+    kept = {name: [] if name in short else parts for name, parts in residuals.items()}
+    return kept, observed, factors, num_folds
 
 
 def _sign_hits(predicted: Array, observed: Array) -> int:
@@ -243,13 +255,10 @@ def validate(
             fit = fit_growth_law(
                 law, train.points, train.delta_nats, basis, clusters=train.clusters, controls=train.controls, seed=seed
             )
-            error = weights.errors_nats.get(name, _UNKNOWN_ERROR_NATS)
-            point, draws = predict(fit, basis, test.points, error, seed)
-            drawn[name] = (point, draws)
-            pieces[name].append(_held_out(point, draws))
+            drawn[name] = _predicted(fit, basis, test.points, weights.noise_nats(name))
+            pieces[name].append(drawn[name].held_out())
             by_left_out[name][fold.name] = score(test, pieces[name][-1])
-        point, draws = mixture(drawn, weights.by_law)
-        pieces["averaged"].append(_held_out(point, draws))
+        pieces["averaged"].append(_mixture(drawn, weights.by_law).held_out())
         averaged_by[fold.name] = score(test, pieces["averaged"][-1])
     tested = _joined(data, [fold for fold, _ in outer])
     held_out = {name: _concatenated(parts) for name, parts in pieces.items()}
@@ -269,34 +278,44 @@ def validate(
     )
 
 
-def predict(
-    fit: GrowthFit, basis: ScratchBasis, points: GrowthPoints, error_nats: float, seed: int
-) -> tuple[Array, Array]:
-    """Delta (R,) of the point fit and (K, R) of its draws with residuals of ``error_nats`` on top."""
-    point = fit.law.delta(fit.params, Prepared.of(points, basis.curve))
-    if fit.draws is None or basis.draws is None:
-        raise ValueError("predictions with intervals need bootstrap draws")
+@dataclass(frozen=True, kw_only=True)
+class _Predicted:
+    """Delta (R,) of the point fit, (K, R) of the draws, and the sd (K,) of the noise around each draw, in nats."""
+
+    point: Array
+    draws: Array
+    noise_nats: Array
+
+    def held_out(self) -> HeldOut:
+        low, high = central_interval(self.draws, self.noise_nats)
+        return HeldOut(delta_nats=self.point, low_nats=low, high_nats=high)
+
+
+def _predicted(fit: GrowthFit, basis: ScratchBasis, points: GrowthPoints, noise_nats: float) -> _Predicted:
+    assert fit.draws is not None
+    assert basis.draws is not None
     draws = fit.law.delta(fit.draws, Prepared.of(points, basis.draws))
-    # The residual of a draw is shared by all its points: errors of extrapolation are, and that is what error_nats measures.
-    noise = np.random.default_rng(seed).standard_normal((len(draws), 1))
-    return point, draws + error_nats * noise
+    return _Predicted(
+        point=fit.law.delta(fit.params, Prepared.of(points, basis.curve)),
+        draws=draws,
+        noise_nats=np.full(len(draws), noise_nats),
+    )
 
 
-def mixture(drawn: Mapping[str, tuple[Array, Array]], weights: Mapping[str, float]) -> tuple[Array, Array]:
-    """Weighted mean (R,) of the laws' predictions, and draws (K, R) that come from the laws by weight."""
-    used = [(name, weight) for name, weight in weights.items() if weight > 0 and name in drawn]
-    total = sum(weight for _, weight in used)
-    mean = np.sum([weight / total * drawn[name][0] for name, weight in used], axis=0)
-    num_draws = len(drawn[used[0][0]][1])
-    edges = np.cumsum([weight / total for _, weight in used])
-    # Draws are dealt out at random so that no law meets only the first resamples.
-    owner = np.searchsorted(edges[:-1], np.random.default_rng(0).random(num_draws))
-    return mean, np.array([drawn[used[law][0]][1][k] for k, law in enumerate(owner)])
-
-
-def _held_out(point: Array, draws: Array) -> HeldOut:
-    low, high = np.quantile(draws, [0.5 * (1 - INTERVAL_LEVEL), 0.5 * (1 + INTERVAL_LEVEL)], axis=0)
-    return HeldOut(delta_nats=point, low_nats=low, high_nats=high)
+def _mixture(drawn: Mapping[str, _Predicted], weights: Mapping[str, float]) -> _Predicted:
+    """The weighted mean of the laws' predictions, and draws that come from the laws by weight."""
+    used = {name: weight for name, weight in weights.items() if weight > 0 and name in drawn}
+    shares = np.array(list(used.values())) / sum(used.values())
+    laws = [drawn[name] for name in used]
+    # Draws are dealt out at random so that no law meets only the first resamples, but each gets its share to one draw.
+    num_draws = len(laws[0].draws)
+    places = np.random.default_rng(0).permutation((np.arange(num_draws) + 0.5) / num_draws)
+    owner = np.searchsorted(np.cumsum(shares)[:-1], places)
+    return _Predicted(
+        point=np.sum([share * law.point for share, law in zip(shares, laws, strict=True)], axis=0),
+        draws=np.array([laws[law].draws[k] for k, law in enumerate(owner)]),
+        noise_nats=np.array([laws[law].noise_nats[k] for k, law in enumerate(owner)]),
+    )
 
 
 def _concatenated(parts: list[HeldOut]) -> HeldOut:

@@ -17,9 +17,9 @@ from fitting.flops import Shape, non_embedding_params
 from fitting.growth_laws import GROWTH_LAWS, ScratchCurve
 from fitting.guideline import Guideline, KnownRange, ObservedSingle
 from fitting.laws import scratch_law
+from fitting.noisy_draws import NUM_NOISE_SCORES, TAILS, noise_scores
 from fitting.published import published_guideline
 from fitting.recommendation import ExistingBase, Hardware, LossRequest, Request, question_of, recommend
-from fitting.recommendation.summaries import NUM_NOISE_SCORES, TAILS, noise_scores
 
 CHINCHILLA = scratch_law("chinchilla")
 E, A, B, ALPHA, BETA = 1.8, 480.0, 2085.0, 0.348, 0.366
