@@ -12,8 +12,8 @@ l_{k,i}    loss of x_i in the first copy, l_{k,H+i} in the second               
 
 A model that looks up what followed an earlier occurrence (an induction head: Olsson et al., "In-context Learning and Induction
 Heads", arXiv 2209.11895) ends far lower in the second copy; longer context alone is worth little, as the
-first h tokens of a copy are left out. Models learn this in one step, well after they learned which tokens are frequent, and
-their loss falls with it: two runs of one recipe on different sides of it differ by more than their designs do.
+first h tokens of a copy are left out. Models learn this well after they learned which tokens are frequent, and those that
+have end lower: two runs of one recipe of which only one has can differ by more than their designs do.
 """
 
 from __future__ import annotations
