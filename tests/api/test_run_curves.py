@@ -15,6 +15,8 @@ from app.settings import Settings
 # Of the bundled grid: a growth, its control, a decay leg of the growth's trunk, and that leg's control.
 GROWN, CONTROL = "run_01m7zekakhwhxjz8y5nyqp6hwe", "run_01m7zck12fqabqm38j66t5wp2k"
 LEG, LEGS_CONTROL = "run_01m7zkvk9d63bh5vf4d85rmyfw", "run_01m7zd1agr7hdmxc9wph90sa9f"
+# And a growth of hidden 64 at the largest budget of its target.
+LARGEST_BUDGET = "run_01m80r3aajecc249wrpsh4vp3d"
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,7 @@ def test_a_speedup_is_a_ratio_of_flops_at_one_loss(client: TestClient) -> None:
     assert curve["points"][-1]["speedup"] is None  # it ended lower than its control
 
 
-def test_final_losses_are_held_against_final_losses(client: TestClient) -> None:
+def test_final_losses_are_held_against_final_losses(client: TestClient, everything: list[dict[str, Any]]) -> None:
     final = client.get(f"/runs/{LEG}/curve", params={"against": LEGS_CONTROL}).json()["final"]
     run = client.get(f"/runs/{LEG}").json()
     scratch = [client.get(f"/runs/{one}").json() for one in final["scratch_run_ids"]]
@@ -131,9 +133,14 @@ def test_final_losses_are_held_against_final_losses(client: TestClient) -> None:
     higher = [one["compute_flops"] for one in scratch if one["final_loss"] < run["final_loss"]]
     assert max(lower) < final["scratch_flops"] < min(higher)
     assert final["speedup"] == pytest.approx(final["scratch_flops"] / run["compute_flops"] - 1)
-    beyond = client.get(f"/runs/{GROWN}/curve", params={"against": CONTROL}).json()["final"]
+    lowest = next(one for one in everything if one["run_id"] == LARGEST_BUDGET)
+    against = {"against": lowest["control_id"]}
+    beyond = client.get(f"/runs/{LARGEST_BUDGET}/curve", params=against).json()["final"]
+    scratch = [one for one in everything if one["run_id"] in beyond["scratch_run_ids"]]
+    assert len(scratch) > 5
+    assert lowest["final_loss"] < min(one["final_loss"] for one in scratch)
     assert beyond["speedup"] is None
-    assert "ended lower than all" in beyond["detail"]
+    assert f"ended lower than all {len(scratch)} scratch runs" in beyond["detail"]
 
 
 def test_a_long_curve_is_thinned_with_its_ends_kept(client: TestClient) -> None:
