@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fitting.conventions import PAIRS_TO_STAND_ALONE
 from fitting.drawn_losses import DrawnLosses, Group
 from fitting.growth_data import growth_data
 from fitting.growth_fit import fit_growth_law, fit_scratch_basis
@@ -29,8 +30,6 @@ from fitting.validation.folds import LeaveOut
 from fitting.validation.nested import HeldOutPair, law_weights, validate
 
 NUM_DRAWS = 120
-# With fewer pairs the borrowed growth terms say more than folds of the cohort's own could.
-PAIRS_TO_STAND_ALONE = 10
 _KINDS_OF_FOLDS: tuple[LeaveOut, ...] = ("target_params", "compute")
 # A bootstrap of fewer cells is mostly degenerate resamples, and weights need rows on both sides of a cut.
 ROWS_FOR_A_LAW = 6

@@ -10,3 +10,5 @@ INTERVAL_LEVEL = 0.80
 SAME_SIZE = 1e-3
 # Two growth factors this close are one: layer counts that do not divide give 4.07 or 4.29 where 4 was meant.
 SAME_FACTOR = 0.1
+# With fewer pairs borrowed growth terms say more than folds of a cohort's own could.
+PAIRS_TO_STAND_ALONE = 10

@@ -18,7 +18,8 @@ import pandas as pd
 import scipy
 
 from fitting import cells as cells_module
-from fitting.cohort_fit import NUM_DRAWS, PAIRS_TO_STAND_ALONE, CohortFit, fit_cohort, fit_own
+from fitting.cohort_fit import NUM_DRAWS, CohortFit, fit_cohort, fit_own
+from fitting.conventions import PAIRS_TO_STAND_ALONE
 from fitting.drawn_losses import state_of
 from fitting.errors import InputError
 from fitting.guideline import Guideline, KnownRange, Noise, ObservedPair, ObservedSingle

@@ -110,7 +110,7 @@ class PlanAnswer(BaseModel):
 
 @router.post("/plan", summary="What to run next, or whether a pilot pays", responses=responses(422))
 def post_plan(body: Annotated[PlanBody, Body()], service: ServiceDep) -> PlanAnswer:
-    """What to run next: ready runs with the largest fall of expected regret per FLOP, or that no pilot pays."""
+    """What to run next: ready runs with the largest fall of expected regret for their price, or that no pilot pays."""
     guideline = _guideline(body, service)
     with service.database.read() as session:
         runs = run_store.list_runs(session, RunFilter(cohort=body.cohort, status="finished"), limit=_MOST_RUNS)
@@ -144,7 +144,7 @@ def post_plan(body: Annotated[PlanBody, Body()], service: ServiceDep) -> PlanAns
     return PlanAnswer(
         guideline=guideline.summary(),
         sentence=_sentence(plan, hardware) if asked is not None and plan.steps else plan.note,
-        decisions=[_asked_about(decision) for decision in decisions],
+        decisions=[_asked_about(*one) for one in zip(decisions, plan.regrets_now_nats, strict=True)],
         steps=[
             Step(
                 runs=[_planned(run, templates, next(seeds)) for run in step.runs], cost_flops=step.cost_flops,
@@ -201,12 +201,12 @@ def _with(targets: list[Target], asked: Target) -> list[Target]:
     return [*targets, asked]
 
 
-def _asked_about(decision: Decision) -> AskedAbout:
+def _asked_about(decision: Decision, regret_nats: float) -> AskedAbout:
     return AskedAbout(
         target_params=decision.request.target.params,
         token_budget=decision.request.token_budget,
         decision=decision.arms[decision.chosen].kind,
-        regret_nats=decision.regret_nats,
+        regret_nats=regret_nats,
     )
 
 

@@ -35,7 +35,7 @@ def next_runs(
     cohort: str, flops_budget: float, decision: str | None, guideline: str, max_steps: int, out: Path | None,
     url: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """What to run next: the runs with the largest fall of expected regret per FLOP, ready to be started."""
+    """What to run next: the runs with the largest fall of expected regret for their price, ready to be started."""
     from app.client import Growthlaw
 
     with Growthlaw(url) as client:

@@ -1,7 +1,7 @@
-"""What to run next: the experiments that lower the expected regret of the decisions ahead the most for their FLOPs.
+"""What to run next: the experiments that lower the expected regret of the decisions ahead the most.
 
 :func:`next_runs` is the door; :mod:`.decisions` says what is at stake, :mod:`.experiments` what could be run,
-:mod:`.value` what a result would be worth, :mod:`.choose` picks.
+:mod:`.misfit` how far laws may miss it, :mod:`.value` what a result would be worth, :mod:`.choose` picks.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A question as a choice: every arm that could be taken, with its loss in every draw, and what a nat is worth.
 
-    regret_k(a) = L_k(a) - min over a' of L_k(a')
-    worth_k     = C / -(dS_k/d ln D)(N, D)          FLOPs of scratch training that a nat would take, to first order
+    chosen  = argmin over a of mean_k L_k(a)    what would be done today
+    worth_k = C / -(dS_k/d ln D)(N, D)          FLOPs of scratch training that a nat would take, to first order
 
 ========  ==============================================================  =========
 symbol    meaning                                                         unit
@@ -17,7 +17,6 @@ N, D, C   target size, token budget, compute budget                       -, tok
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -45,12 +44,16 @@ _STEP = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One thing that could be done with the budget; ``base`` and the timing (tokens) where it is to grow."""
+    """One thing that could be done with the budget; ``base`` and the timing (tokens) where it is to grow.
+
+    ``tokens`` are those of a single size at the budget; None: at equal N D.
+    """
 
     kind: ArmKind
     params: float
     base: BaseOption | None = None
     growth_timing_tokens: float | None = None
+    tokens: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,21 +72,10 @@ class Decision:
     worth_flops: Array
     weight: float = 1.0
 
-    @cached_property
-    def regrets(self) -> Array:
-        """(K, A) nats; a tie is no regret."""
-        excess = self.losses - self.losses.min(axis=1, keepdims=True)
-        return np.where(excess <= TIE_NATS, 0.0, excess)
-
     @property
     def chosen(self) -> int:
         """The arm of the lowest mean loss: what would be done today."""
         return int(np.argmin(self.losses.mean(axis=0)))
-
-    @property
-    def regret_nats(self) -> float:
-        """Mean regret of what would be done today."""
-        return float(self.regrets[:, self.chosen].mean())
 
 
 def decision_of(request: Request, guideline: Guideline, *, weight: float = 1.0) -> Decision:
@@ -110,9 +102,12 @@ def _weighed(request: Request, guideline: Guideline, losses: Losses, weight: flo
     budget = budget_of(request, guideline, base_is_sunk=request.base_compute == "sunk")
     target = budget.target
     sizes, _, costs = single_sizes(target, smallest_run(guideline))
-    singles = losses.scratch(sizes, budget.compute_flops / costs)
-    arms = [Arm(kind="smaller", params=float(size)) for size in sizes[:-1]]
-    arms.append(Arm(kind="scratch", params=target.params))
+    tokens = budget.compute_flops / costs
+    singles = losses.scratch(sizes, tokens)
+    arms = [
+        Arm(kind="smaller" if i < len(sizes) - 1 else "scratch", params=float(size), tokens=float(tokens[i]))
+        for i, size in enumerate(sizes)
+    ]
     columns = [singles]
     bases = [base for base in base_options(target, request.growth_factors) if budget.timings(base) is not None]
     # As in an answer: a factor that was never run is no arm where one that was is on offer.

@@ -290,6 +290,7 @@ class Replayer:
                 DecisionArm(
                     kind="grow" if cell.base is not None else "smaller" if cell.kind == "fixed_size" else "scratch",
                     params=cell.params, base=cell.base, growth_timing_tokens=cell.growth_timing_tokens,
+                    tokens=cell.tokens if cell.base is None else None,
                 )
                 for cell in cells
             ),

@@ -15,8 +15,8 @@ from playwright.sync_api import Download, Page, Route, expect
 
 from app.client import Growthlaw
 
-ASKED = {"cohort": COHORT, "flops_budget": 2e13, "max_steps": 4}
-STATE = f"cohort={COHORT}&budget=2e13&steps=4"
+ASKED = {"cohort": COHORT, "flops_budget": 2e14, "max_steps": 4}
+STATE = f"cohort={COHORT}&budget=2e14&steps=4"
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +76,18 @@ def test_a_question_becomes_a_link(page: Page, client: Growthlaw, plan: dict[str
     expect(page.locator("#budget-wrong")).to_contain_text("Give a number above 0")
     expect(page.locator("#budget")).to_have_attribute("aria-invalid", "true")
     page.get_by_label("Steps at most").fill("4")
-    page.get_by_label("All runs may cost").fill("20T")
+    page.get_by_label("All runs may cost").fill("200T")
     page.get_by_label("All runs may cost").press("Enter")
     expect(sentence(page)).to_have_text(plan["sentence"])
     expect(page).to_have_url(re.compile(f"cohort={COHORT}"))
     page.reload()
-    expect(page.get_by_label("All runs may cost")).to_have_value("20T")
+    expect(page.get_by_label("All runs may cost")).to_have_value("200T")
     expect(sentence(page)).to_have_text(plan["sentence"])
 
 
 def test_a_budget_in_gpu_hours_is_told_in_gpu_hours(page: Page, client: Growthlaw, plan: dict[str, Any]) -> None:
-    """On something as slow as a core: 2e13 FLOPs are an hour of 1e10 a second at 55.56%."""
-    opened(page, client, f"cohort={COHORT}&budget=1&unit=gpuh&peak=1e10&util=55.5555556&steps=4")
+    """On something as slow as a core: 2e14 FLOPs are ten hours of 1e10 a second at 55.56%."""
+    opened(page, client, f"cohort={COHORT}&budget=10&unit=gpuh&peak=1e10&util=55.5555556&steps=4")
     expect(sentence(page)).to_have_text(plan["sentence"])
     hours = float(f"{plan['cost_flops'] / 2e13:.3g}")
     expect(page.locator(".figures")).to_contain_text(f"{hours:g} GPU-hours")
@@ -146,7 +146,7 @@ def test_the_copies_ask_the_same(page: Page, client: Growthlaw) -> None:
     page.get_by_role("button", name="Copy").click()
     shown = page.locator("#copy-body")
     expect(shown).to_contain_text(
-        f"growthlaw plan next --cohort {COHORT} --flops-budget 2e13 --max-steps 4 --out plan/"
+        f"growthlaw plan next --cohort {COHORT} --flops-budget 2e14 --max-steps 4 --out plan/"
     )
     expect(shown).to_contain_text(f"growthlaw sweep run plan/ --url {client.url}")
     page.get_by_role("tab", name="curl").click()

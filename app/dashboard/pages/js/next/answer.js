@@ -25,7 +25,7 @@ export function headline(answer, state) {
   return h("section", { class: "card", "aria-label": "Answer" },
     h("p", { class: "sentence" }, answer.sentence),
     h("p", { class: "small soft" }, h("span", { class: pays ? "tag info" : "tag" }, pays ? "lowers the regret" : "nothing to run"),
-      ` ${answer.num_weighed} runs and bundles were weighed, by guideline ${answer.guideline.name}, version ${answer.guideline.version}. It stands on the guideline's own draws: what no law of them can say, no plan looks for.`),
+      ` ${answer.num_weighed} runs and bundles were weighed, by guideline ${answer.guideline.name}, version ${answer.guideline.version}. It stands on the guideline's draws, and on how far its laws were seen to miss.`),
     pays ? h("dl", { class: "figures" }, facts.map(([name, value, more]) =>
       h("div", {}, h("dt", {}, name), h("dd", {}, h("span", { class: "figure" }, value), h("span", { class: "small" }, more))))) : null);
 }
