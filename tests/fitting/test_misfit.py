@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal, norm
+from two_arms import two_arms, unit_loss
 
 from fitting.flops import Shape
 from fitting.guideline import Guideline, Noise
 from fitting.layers import BaseOption
-from fitting.planning import Decision, decision_of
+from fitting.planning import decision_of
 from fitting.planning.decisions import Arm
 from fitting.planning.misfit import Misfit, Place, misfit_of, places_of_arms
 from fitting.planning.value import Simulation
@@ -31,19 +32,6 @@ GROWN = Place(params=1e6, tokens=1e7, base_params=2.5e5, timing_share=0.1)
 @pytest.fixture(scope="module")
 def fitted() -> Guideline:
     return fit_guideline(HIDDEN64)
-
-
-def unit_loss(u: float) -> float:
-    return float(norm.pdf(u) - u * norm.sf(u))
-
-
-def two_arms(theta: np.ndarray) -> Decision:
-    return Decision(
-        request=Request(target_params=1e6, token_budget=1e7),
-        arms=(Arm(kind="scratch", params=1e6), Arm(kind="grow", params=1e6)),
-        losses=np.stack([np.zeros(len(theta)), theta], axis=1),
-        worth_flops=np.ones(len(theta)),
-    )
 
 
 @pytest.mark.parametrize(

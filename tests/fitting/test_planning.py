@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import norm
+from two_arms import two_arms, unit_loss
 
 from fitting.budget import Budget
 from fitting.errors import InputError
 from fitting.flops import Shape, flops_per_token, non_embedding_params
 from fitting.guideline import Guideline
 from fitting.layers import Target
-from fitting.planning import Decision, Experiment, candidates, decision_of, next_runs
-from fitting.planning.decisions import Arm
+from fitting.planning import Experiment, candidates, decision_of, next_runs
 from fitting.planning.experiments import control_of, stands
 from fitting.planning.value import Simulation
 from fitting.published import published_guideline
@@ -34,21 +34,6 @@ TARGET = Target(params=float(non_embedding_params(SHAPE)), num_layers=8, shape=S
 @pytest.fixture(scope="module")
 def fitted() -> Guideline:
     return fit_guideline(HIDDEN64)
-
-
-def two_arms(theta: np.ndarray) -> Decision:
-    """Arm 0 is worth nothing; arm 1 ends ``theta`` nats above it."""
-    return Decision(
-        request=Request(target_params=1e6, token_budget=1e7),
-        arms=(Arm(kind="scratch", params=1e6), Arm(kind="grow", params=1e6)),
-        losses=np.stack([np.zeros(len(theta)), theta], axis=1),
-        worth_flops=np.ones(len(theta)),
-    )
-
-
-def unit_loss(u: float) -> float:
-    """Expected shortfall of a standard normal below -u: phi(u) - u (1 - Phi(u))."""
-    return float(norm.pdf(u) - u * norm.sf(u))
 
 
 @pytest.mark.parametrize(("mean", "noise", "num_runs"), [(0.0, 1.0, 1), (0.7, 1.0, 1), (-0.5, 2.0, 1), (0.4, 1.5, 3)])
