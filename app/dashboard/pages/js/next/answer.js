@@ -52,11 +52,14 @@ export function drawRegret(element, answer, state) {
     spent += step.cost_flops;
     points.push({ step: place + 1, spent: inHours ? gpuHoursOf(state, spent) : spent, regret: step.regret_after_nats, what: `after step ${place + 1}` });
   }
+  // Names of points that stand closer than a name is long would cover each other; pointing at one tells its own.
+  const apart = 0.15 * spent * (inHours ? gpuHoursOf(state, 1) : 1);
+  const named = points.map((one, place) => (place + 1 < points.length && points[place + 1].spent - one.spent < apart ? "" : one.what));
   const amount = (value) => (inHours ? gpuHours(value) : flops(value));
   return chart(element, () => ({
     traces: [{
       x: points.map((one) => one.spent), y: points.map((one) => one.regret), mode: "lines+markers+text", type: "scatter",
-      text: points.map((one) => one.what), textposition: "top right", cliponaxis: false,
+      text: named, textposition: "top right", cliponaxis: false,
       line: { color: colour("series-1"), width: 2.5, shape: "hv" }, marker: { color: colour("series-1"), size: 9 },
       hovertemplate: points.map((one) => `${one.what}: ${loss(one.regret)}, ${amount(one.spent)} spent<extra></extra>`),
     }],
