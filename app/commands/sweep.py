@@ -258,11 +258,20 @@ def compare(grid: Path, folders: tuple[Path, ...], runs_dir: Path, as_json: bool
 @click.option(
     "--windows", "num_windows", type=click.IntRange(min=2), default=256, show_default=True, help="Texts read twice."
 )
+@click.option(
+    "--within",
+    "within_nats",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="How far, in nats, a model's final loss may lie from its cell's: of cells trained again on another processor.",
+)
 @runs_dir_option
 @json_option
 def copying(
-    grid: Path, folders: tuple[Path, ...], corpus_dir: Path, num_windows: int, runs_dir: Path, as_json: bool
-) -> None:
+    grid: Path, folders: tuple[Path, ...], corpus_dir: Path, num_windows: int, within_nats: float, runs_dir: Path,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Measure which cells' models had learned to copy from their context, into copying.csv beside the collected runs.
 
     DIR is a data directory whose service trained them, or a prepared folder that was worked on. What is measured stays.
@@ -288,7 +297,8 @@ def copying(
         assert found.gain_nats.standard_error is not None, "two windows or more"
         return found.first_nats.value, found.second_nats.value, found.gain_nats.value, found.gain_nats.standard_error
 
-    done = measure_copying(design, folders, runs_dir, measured, (lambda text: None) if as_json else _say)
+    say = (lambda text: None) if as_json else _say
+    done = measure_copying(design, folders, runs_dir, measured, say, within_nats=within_nats)
     if as_json:
         emit_json(vars(done))
     else:

@@ -2,8 +2,9 @@
 
 Models lie in the run directories of a service's data directory, or of a prepared folder that was worked on. A cell's model is
 that of the finished run that bears its name and ended at the very loss that stands; its run may be another than the one that
-stands, since on one CPU thread the same cell trained again is the same model. Cells whose models are gone keep what was
-measured of them, or stay unmeasured.
+stands, since on one CPU thread the same cell trained again is the same model. On another processor it is not quite: how far its
+loss may lie from the one that stands is then to be said, and which loss it ended at stands in the row. Cells whose models are
+gone keep what was measured of them, or stay unmeasured.
 """
 
 from __future__ import annotations
@@ -38,15 +39,18 @@ def measure_copying(
     runs_dir: Path,
     measure: Callable[[Path], Measured],
     say: Callable[[str], None],
+    *,
+    within_nats: float = 0.0,
 ) -> CopyingDone:
     """Measure every standing cell that has a model and no row yet; the file is written after each.
 
     Args:
         folders: data directories or prepared folders, with run directories under `runs/`.
         measure: of a run directory.
+        within_nats: so far may a model's final loss lie from the one that stands.
 
     Raises:
-        InputError: a model's run ended at another loss than the cell that stands.
+        InputError: a model's run ended further from the cell that stands.
     """
     finished = {row["cell"]: row for row in read_headers(runs_dir) if row["status"] == "finished"}
     names = {cell.name for _, cell in design.cells()}
@@ -55,9 +59,9 @@ def measure_copying(
     for name, path in models(folders):
         if name not in names or name not in finished or name in rows:
             continue
-        _require_same_run(name, path, finished[name])
+        final_loss = _final_loss(name, path, finished[name], within_nats)
         values = measure(path)
-        rows[name] = dict(zip(COPYING_COLUMNS, [name, *map(as_text, values)], strict=True))
+        rows[name] = dict(zip(COPYING_COLUMNS, [name, *map(as_text, (*values, final_loss))], strict=True))
         num_new += 1
         write_copying_rows(runs_dir, rows.values())
         say(f"{name}  first copy {values[0]:.3f}, second {values[1]:.3f}, gain {values[2]:+.3f} nats")
@@ -77,12 +81,13 @@ def models(folders: Sequence[Path]) -> Iterator[tuple[str, Path]]:
     yield from sorted(found)
 
 
-def _require_same_run(name: str, path: Path, standing: Row) -> None:
+def _final_loss(name: str, path: Path, standing: Row, within_nats: float) -> float:
     result = read_result(path)
-    final_loss = as_text(result.final_loss_nats) if result is not None else ""
-    if final_loss != standing["final_loss"]:
+    final_loss = result.final_loss_nats if result is not None else None
+    if final_loss is None or abs(final_loss - float(standing["final_loss"])) > within_nats:
         raise InputError(
             f"cell {name}",
             f"stands with a final loss of {standing['final_loss']}, but the run in {path} ended at {final_loss or 'none'}",
-            "give the folders of the runs that were collected",
+            "give the folders of the runs that were collected; of cells trained again on another processor say --within",
         )
+    return final_loss

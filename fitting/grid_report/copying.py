@@ -28,7 +28,8 @@ from fitting.grid_report.arms import Arm, Run, Target
 from fitting.grid_report.gains import Gain
 
 COPYING_FILE = "copying.csv"
-COPYING_COLUMNS = ("cell", "first_nats", "second_nats", "gain_nats", "standard_error_nats")
+# ``model_final_loss`` is that of the model measured: another than the cell's where a repeat on other hardware was.
+COPYING_COLUMNS = ("cell", "first_nats", "second_nats", "gain_nats", "standard_error_nats", "model_final_loss")
 # Set after the first 49 models were measured (0.3 before): one layer, which cannot look anything up, gains up to 0.05 nats by
 # the longer context alone. Gains of larger models are gradual, so counts near the bound depend on it.
 COPIES_NATS = 0.1

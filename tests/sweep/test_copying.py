@@ -65,5 +65,29 @@ def test_only_models_of_what_stands_are_measured(swept: Swept, runs: Path, desig
         measure_copying(design, [swept.data_dir], runs, pytest.fail, lambda text: None)
 
 
+def test_a_repeat_may_stand_for_its_cell_and_says_so(swept: Swept, runs: Path, design: Design) -> None:
+    headers = read_headers(runs)
+    trained = next(float(row["final_loss"]) for row in headers if row["cell"] == LEG)
+    stands = f"{trained + 0.004!r}"
+    write_headers(runs, [row | ({"final_loss": stands} if row["cell"] == LEG else {}) for row in headers])
+
+    def measured(within_nats: float) -> None:
+        measure_copying(
+            design,
+            [swept.data_dir],
+            runs,
+            lambda path: (3.0, 2.5, 0.5, 0.01),
+            lambda text: None,
+            within_nats=within_nats,
+        )
+
+    with pytest.raises(InputError, match=f"cell {LEG} stands with a final loss of {stands}, .* --within"):
+        measured(0.003)
+    measured(0.005)
+    losses = {row["cell"]: float(row["model_final_loss"]) for row in read_copying_rows(runs)}
+    assert losses[LEG] == trained
+    assert losses[TRUNK] == next(float(row["final_loss"]) for row in headers if row["cell"] == TRUNK)
+
+
 def _name(path: Path) -> str:
     return read_spec(path).name
