@@ -17,6 +17,7 @@ N, D, C   target size, token budget, compute budget                       -, tok
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -72,7 +73,7 @@ class Decision:
     worth_flops: Array
     weight: float = 1.0
 
-    @property
+    @cached_property
     def chosen(self) -> int:
         """The arm of the lowest mean loss: what would be done today."""
         return int(np.argmin(self.losses.mean(axis=0)))
