@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from fitting.budget import Budget
 from fitting.cells import equal_compute
 from fitting.conventions import SAME_SIZE
-from fitting.guideline import Guideline
+from fitting.guideline import Guideline, ObservedSingle
 from fitting.layers import BaseOption, Target, base_options, single_size_flops_per_token, single_size_params
 from fitting.recommendation.losses import Losses
 from fitting.recommendation.request import Request
@@ -105,11 +105,15 @@ def control_of(experiment: Experiment) -> Experiment:
 
 def stands(experiment: Experiment, guideline: Guideline) -> bool:
     """Whether a single-size run like this one is behind the guideline."""
-    return any(
-        abs(single.params / experiment.params - 1) < SAME_SIZE
-        and equal_compute(single.compute_flops, experiment.compute_flops)
-        for single in guideline.controls
-    )
+    return single_at(experiment.params, experiment.compute_flops, guideline) is not None
+
+
+def single_at(params: float, compute_flops: float, guideline: Guideline) -> ObservedSingle | None:
+    """The single-size cell of this size and compute behind the guideline."""
+    for single in guideline.controls:
+        if abs(single.params / params - 1) < SAME_SIZE and equal_compute(single.compute_flops, compute_flops):
+            return single
+    return None
 
 
 def _budgets(guideline: Guideline, target: Target) -> list[float]:

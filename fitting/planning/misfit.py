@@ -35,11 +35,10 @@ import numpy as np
 import scipy  # its parts load when they are first used: a service starts sooner
 from numpy.typing import NDArray
 
-from fitting.cells import equal_compute
-from fitting.conventions import PAIRS_TO_STAND_ALONE, SAME_SIZE
-from fitting.guideline import Guideline, ObservedPair
+from fitting.conventions import PAIRS_TO_STAND_ALONE
+from fitting.guideline import Guideline
 from fitting.planning.decisions import Decision
-from fitting.planning.experiments import Experiment
+from fitting.planning.experiments import Experiment, single_at
 
 Array = NDArray[np.float64]
 
@@ -161,7 +160,8 @@ def _seen(guideline: Guideline, seed_nats: float) -> tuple[list[Place], Array]:
     places = [Place(params=one.params, tokens=one.tokens) for one in guideline.controls]
     noise = [seed_nats / math.sqrt(one.num_seeds) for one in guideline.controls]
     for pair in guideline.pairs:
-        tokens = _scratch_tokens(pair, guideline)
+        control = single_at(pair.target_params, pair.compute_flops, guideline)
+        tokens = control.tokens if control is not None else pair.compute_flops / (6 * pair.target_params)
         places.append(
             Place(
                 params=pair.target_params, tokens=tokens, base_params=pair.base_params,
@@ -170,11 +170,3 @@ def _seen(guideline: Guideline, seed_nats: float) -> tuple[list[Place], Array]:
         )  # fmt: skip
         noise.append(seed_nats * math.sqrt(1 / pair.num_grown_seeds + 1 / pair.num_scratch_seeds))
     return places, np.array(noise)
-
-
-def _scratch_tokens(pair: ObservedPair, guideline: Guideline) -> float:
-    for one in guideline.controls:
-        same = abs(one.params / pair.target_params - 1) < SAME_SIZE
-        if same and equal_compute(one.compute_flops, pair.compute_flops):
-            return one.tokens
-    return pair.compute_flops / (6 * pair.target_params)

@@ -38,8 +38,8 @@ from fitting.planning.decisions import Decision
 Array = NDArray[np.float64]
 Places = NDArray[np.int64]
 
-# Of the largest variance: so that a covariance of runs that are nearly the same can be factored.
-_JITTER = 1e-9
+# Of the largest: axes of less variance are rounding, of runs that are nearly the same.
+_LEAST_VARIANCE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -151,14 +151,17 @@ class Simulation:
     def regrets(self, seen: Seen) -> list[Regret]:
         """The expected regret of every decision, in nats."""
         weights = np.exp(seen.log_weights)
-        told = bool(self.arm_places) and seen.num_experiments > 0
-        missed = np.stack([np.einsum("rk,rk->r", weights, one) for one in seen.whitened], axis=1) if told else None
+        missed = None
+        if self.arm_places and seen.num_experiments:
+            # (J Z, P): what the whitened misses of all draws, by weight, tell of the misfit at every place.
+            mean = np.stack([np.einsum("rk,rk->r", weights, one) for one in seen.whitened], axis=1)
+            missed = mean @ np.stack(seen.shares)
         found = []
         for number, decision in enumerate(self.decisions):
             if seen.num_experiments:
                 expected = weights @ decision.losses
                 if missed is not None:
-                    expected = expected + missed @ np.stack(seen.shares)[:, self.arm_places[number]]
+                    expected = expected + missed[:, self.arm_places[number]]
                 chosen = np.argmin(expected, axis=1)
             else:
                 # Today's choice is a fact. Without the truth itself the mean leans away from it, by a K-th.
@@ -174,11 +177,9 @@ class Simulation:
 
     def _misfits(self) -> Array:
         """(J Z, P) nats: one misfit for every truth and result."""
-        if not self.misfit.any():
-            return np.zeros((len(self._rows), len(self.misfit)))
         rng = np.random.default_rng([self.seed, 1 << 20])
         variance, axes = np.linalg.eigh(self.misfit)
-        kept = variance > _JITTER * variance[-1]
+        kept = variance > _LEAST_VARIANCE * variance.max(initial=0.0)
         return np.asarray(
             rng.standard_normal((len(self._rows), kept.sum())) @ (axes[:, kept] * np.sqrt(variance[kept])).T
         )

@@ -53,7 +53,7 @@ export function drawRegret(element, answer, state) {
     points.push({ step: place + 1, spent: inHours ? gpuHoursOf(state, spent) : spent, regret: step.regret_after_nats, what: `after step ${place + 1}` });
   }
   // Names of points that stand closer than a name is long would cover each other; pointing at one tells its own.
-  const apart = 0.15 * spent * (inHours ? gpuHoursOf(state, 1) : 1);
+  const apart = 0.15 * points.at(-1).spent;
   const named = points.map((one, place) => (place + 1 < points.length && points[place + 1].spent - one.spent < apart ? "" : one.what));
   const amount = (value) => (inHours ? gpuHours(value) : flops(value));
   return chart(element, () => ({
